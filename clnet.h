@@ -1,0 +1,8412 @@
+// clnet.h - deep learning in plain C: CLNet, feature fusion for segmentation and classification of
+// skin lesions (Zhang, Chen, Yu, Yao, Li; ISBI 2022), and the small trainable engine it stands on.
+//
+// One C file of your program says
+//
+//     #define CLNET_IMPLEMENTATION
+//     #include "clnet.h"
+//
+// and every other file includes the header alone. It needs libc and libm, and uses all processors
+// where it is compiled with OpenMP: cc -O3 -fopenmp program.c -lm
+//
+// A lesion's mask and scores from an image (error handling at the end is enough, see "results"):
+//
+//     clnet_context *ctx = clnet_context_create(NULL);            // this CPU, all its cores
+//     clnet_model *net = clnet_model_open(ctx, "best.safetensors");
+//     clnet_prediction p = {.mask = malloc((size_t)w * h)};
+//     if (clnet_predict(net, rgb, h, w, &p) != CLNET_OK) puts(clnet_error(ctx));
+//     else printf("melanoma %.3f\n", p.scores[0]);
+//     clnet_model_destroy(net);
+//     clnet_context_destroy(ctx);
+//
+// Conventions
+//
+// - Numbers are clnet_real, float unless CLNET_REAL says otherwise. Shapes are spoken (N,C,H,W) as
+//   in PyTorch; in memory channels are innermost: (N,H,W,C), weights (KH,KW,IC/groups,OC). Values
+//   enter and leave through clnet_tensor_set and clnet_tensor_get, in PyTorch's order by default.
+// - Sizes of one axis are int; numbers of elements and bytes are size_t. Height comes before width.
+// - In a desc, zero means the default, which stands beside the field. Scalars are double.
+// - Forward writes its output (=). Backward adds (+=) to every gradient; the graph zeroes them.
+// - Building can fail, and loading; the CPU's arithmetic cannot. No memory is taken while a graph
+//   runs. Nothing here prints, exits or keeps state outside its contexts; two contexts may be used
+//   from two threads. The same seed gives the same bits on any number of threads.
+//
+// Contents (search for the mark)
+//
+//     >>config        macros that a program may define before the include
+//     >>results       result codes, errors, contexts
+//     >>tensors       values in, values out
+//     >>random        counter-based random numbers
+//     >>graph         build, run, plan
+//     >>ops           one builder per operation, in the order of the list CLNET_OPS
+//     >>optimiser     Adam, AdamW, learning rates, one training step
+//     >>models        the networks of the paper by name, prediction, class activation maps
+//     >>image         bytes of an image to the network's input, probabilities to its size
+//     >>metrics       segmentation and classification measures of ISIC 2017
+//     >>files         safetensors, checkpoints
+//     >>reference     the plain loops of every operation, for reading and for checking others
+//     >>backend       what another device has to provide (clnet_cl.h does)
+//     implementation, in the same order: >>basics, >>threads, >>convolution (the fast path), then
+//     one mark per operation (>>conv2d, >>linear, ...), >>plan, and the sections above
+//     license         at the end
+#ifndef CLNET_H
+#define CLNET_H
+
+#define CLNET_VERSION "0.1.0"
+
+// >>config
+//
+// CLNET_IMPLEMENTATION  in one C file: the functions themselves, not only their declarations
+// CLNET_STATIC          every function static, so that several files can each have a copy
+// CLNET_API             linkage of the public functions; default: extern, or static by CLNET_STATIC
+// CLNET_REAL            float (default), or double: plain loops only, for gradient checks
+// CLNET_MALLOC(n), CLNET_FREE(p)  memory, where a context's desc has no allocator of its own
+// CLNET_ASSERT(x)       checks of our own mistakes, never of yours
+// CLNET_NO_STDIO        no file functions by default: a context's desc then has to bring them
+
+#if defined(__FAST_MATH__)
+#error "clnet.h: -ffast-math removes the checks for NaN and changes sums; compile without it"
+#endif
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef CLNET_REAL
+#define CLNET_REAL float
+#endif
+typedef CLNET_REAL clnet_real;
+
+#ifndef CLNET_API
+#ifdef CLNET_STATIC
+#if defined(__GNUC__)
+#define CLNET_API static __attribute__((unused))
+#else
+#define CLNET_API static
+#endif
+#else
+#define CLNET_API extern
+#endif
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// >>results
+//
+// Every call that can fail returns a clnet_result, or NULL where it returns an object. The first
+// failure stays in the context: everything after it passes it on without doing anything, so that a
+// chain of calls needs one check at its end.
+
+typedef enum clnet_result {
+    CLNET_OK,
+    CLNET_ERROR_ARGUMENT,  // a call got what does not fit: a shape, a name, a range
+    CLNET_ERROR_MEMORY,    // no memory
+    CLNET_ERROR_FILE,      // a file cannot be opened, read or written
+    CLNET_ERROR_TRUNCATED, // a file ends before what it announces
+    CLNET_ERROR_SYNTAX,    // a file is not of the format it should be: magic, JSON
+    CLNET_ERROR_ENCODING,  // text in a file is not UTF-8
+    CLNET_ERROR_DUPLICATE, // a file names something twice
+    CLNET_ERROR_METADATA,  // a file's metadata are not strings, or lack what is needed
+    CLNET_ERROR_DTYPE,     // a type of number that is unknown, or not the one wanted
+    CLNET_ERROR_SHAPE,     // a tensor's shape in a file is no shape
+    CLNET_ERROR_OFFSETS,   // a tensor's place in a file does not fit: gap, overlap, wrong size
+    CLNET_ERROR_LIMIT,     // larger than clnet accepts
+    CLNET_ERROR_MISMATCH,  // weights of another network: missing, unexpected, mis-shaped names
+    CLNET_ERROR_NONFINITE, // NaN or infinity appeared in training
+    CLNET_ERROR_DEVICE     // a device failed; its context is dead
+} clnet_result;
+
+typedef struct clnet_context clnet_context;
+
+// Memory functions of the user. Both get `user`. alloc gives memory aligned as malloc does, or NULL.
+typedef struct clnet_allocator {
+    void *(*alloc)(void *user, size_t bytes);
+    void (*free)(void *user, void *memory);
+    void *user;
+} clnet_allocator;
+
+// Files as the library reaches them. Paths are the user's own. All but `open` and `rename` get the
+// handle that open returned; a false or a short count is a failure and errno tells why, if it can.
+typedef struct clnet_files {
+    void *(*open)(void *user, const char *path,
+                  bool write); // NULL: failed. write: empties the file
+    bool (*size)(void *user, void *file, uint64_t *bytes);
+    size_t (*read)(void *user, void *file, uint64_t offset, void *data, size_t bytes);
+    size_t (*write)(void *user, void *file, const void *data, size_t bytes); // appends
+    bool (*sync)(void *user, void *file);  // data are on the disk, or as near as can be
+    bool (*close)(void *user, void *file); // the file is closed in any case
+    bool (*rename)(void *user, const char *from, const char *to); // replaces `to`, in one step
+    void (*remove)(void *user, const char *path);
+    void *user;
+} clnet_files;
+
+// Which vector code the fast path uses. What a machine does not have is refused.
+typedef enum clnet_isa {
+    CLNET_ISA_AUTO, // the best that this machine has
+    CLNET_ISA_PORTABLE,
+    CLNET_ISA_AVX2,
+    CLNET_ISA_AVX512
+} clnet_isa;
+
+typedef struct clnet_context_desc {
+    int threads;               // 0 = as many as OpenMP offers; without OpenMP always 1
+    clnet_isa isa;             // 0 = the best that the machine has
+    bool reference;            // plain loops for every operation
+    clnet_allocator allocator; // {0} = CLNET_MALLOC and CLNET_FREE
+    const clnet_files *files;  // NULL = the C library's; the table is copied
+} clnet_context_desc;
+
+// A context on this CPU. NULL as desc: all defaults. NULL is returned only when there is no memory;
+// a bad desc gives a context in an error state. Freed by clnet_context_destroy, after the graphs
+// and models that belong to it.
+CLNET_API clnet_context *clnet_context_create(const clnet_context_desc *desc);
+CLNET_API void clnet_context_destroy(clnet_context *ctx);
+
+// The first failure since the context was made or cleared, and its sentence: "" when there was
+// none. clnet_error(NULL) is "out of memory". The text belongs to the context.
+CLNET_API clnet_result clnet_context_result(const clnet_context *ctx);
+CLNET_API const char *clnet_error(const clnet_context *ctx);
+
+// Forgets the failure, so that a program can go on after one that it understands (a bad file among
+// many). Graphs whose building failed stay unusable.
+CLNET_API void clnet_context_clear(clnet_context *ctx);
+
+// What the context really uses: "cpu" or the device's name, the vector code, the threads.
+CLNET_API const char *clnet_context_device(const clnet_context *ctx);
+CLNET_API const char *clnet_context_isa(const clnet_context *ctx);
+CLNET_API int clnet_context_threads(const clnet_context *ctx);
+
+// The names of the vector codes ("auto", "portable", "avx2", "avx512"), and whether this machine
+// has one.
+CLNET_API const char *clnet_isa_name(clnet_isa isa);
+CLNET_API bool clnet_isa_supported(clnet_isa isa);
+// >>tensors
+//
+// A tensor is a named place of values in a graph, with a gradient where one is needed. Its memory
+// is planned by clnet_graph_build; before that it has a shape and nothing else. Graphs own tensors.
+
+typedef struct clnet_graph clnet_graph;
+typedef struct clnet_tensor clnet_tensor;
+typedef struct clnet_node clnet_node;
+
+// The order of the numbers in a caller's array.
+typedef enum clnet_order {
+    CLNET_ORDER_TORCH, // (N,C,H,W); weights (OC,IC/groups,KH,KW), linear (out,in)
+    CLNET_ORDER_MEMORY // as in memory: (N,H,W,C); weights (KH,KW,IC/groups,OC), linear (in,out)
+} clnet_order;
+
+// Copies the values of a tensor in or out. `data` holds clnet_tensor_count numbers: clnet_real, or
+// int32_t for labels. For the values of an activation to be there after a run it has to be an
+// output (see clnet_tensor_keep). Fails before clnet_graph_build.
+CLNET_API clnet_result clnet_tensor_set(clnet_tensor *t, const void *data, clnet_order order);
+CLNET_API clnet_result clnet_tensor_get(clnet_tensor *t, void *data, clnet_order order);
+
+// The same for gradients: of parameters, and of tensors for which clnet_tensor_require_grad was
+// called. Setting the gradient of the graph's root gives backward its upstream gradient.
+CLNET_API clnet_result clnet_tensor_set_grad(clnet_tensor *t, const void *data, clnet_order order);
+CLNET_API clnet_result clnet_tensor_get_grad(clnet_tensor *t, void *data, clnet_order order);
+
+// The first value of a tensor as a double: the way to read a loss. NaN in an error state.
+CLNET_API double clnet_tensor_item(clnet_tensor *t);
+
+CLNET_API const char *clnet_tensor_name(const clnet_tensor *t);
+CLNET_API int clnet_tensor_rank(const clnet_tensor *t);           // 0 to 4
+CLNET_API int clnet_tensor_size(const clnet_tensor *t, int axis); // 1 beyond the rank
+CLNET_API size_t clnet_tensor_count(const clnet_tensor *t);       // number of values, batch as set
+CLNET_API bool clnet_tensor_trainable(const clnet_tensor *t); // false: a buffer (running_mean, ..)
+
+// Before clnet_graph_build: gives an activation the name under which it is found, e.g. the name of
+// the block whose last operation made it. The text is copied. Returns t; NULL is passed on.
+CLNET_API clnet_tensor *clnet_tensor_rename(clnet_tensor *t, const char *name);
+
+// Before clnet_graph_build: the values of an activation are wanted after forward (keep), or its
+// gradient after backward (require_grad). Otherwise their memory is used again. NULL is passed on.
+CLNET_API clnet_tensor *clnet_tensor_keep(clnet_tensor *t);
+CLNET_API clnet_tensor *clnet_tensor_require_grad(clnet_tensor *t);
+
+// >>random
+//
+// Random numbers by counter: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As
+// Easy as 1, 2, 3; SC'11). There is no state: a number is a function of the seed, of a stream (what
+// it is for: a tensor's index, an epoch) and of a counter (which one), so that any thread can make
+// any of them, in any order, and resuming needs nothing but the three numbers.
+
+// Four words of 32 random bits. The block's counter is, lowest word first, (counter, stream), its
+// key is the seed.
+CLNET_API void clnet_random_bits(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]);
+
+// Uniform in [0,1): a multiple of 2^-53, made of the first two words. The same on every machine.
+CLNET_API double clnet_random_uniform(uint64_t seed, uint64_t stream, uint64_t counter);
+
+// Normal, mean 0 and variance 1, by the cosine half of Box and Muller's transform, in double. All
+// four words are used. Its last bits are as good as the C library's log and cos.
+CLNET_API double clnet_random_normal(uint64_t seed, uint64_t stream, uint64_t counter);
+
+// order = a permutation of 0 .. count - 1, all equally likely (Fisher and Yates, drawing without
+// bias). Uses the counters from 0 on of this stream. The same on every machine.
+CLNET_API void clnet_random_permutation(int *order, int count, uint64_t seed, uint64_t stream);
+
+// >>graph
+//
+// A model is a list of nodes in execution order. Builders (see "ops") append to it and infer the
+// shapes; clnet_graph_build plans every byte; running is one loop over the nodes.
+
+// An empty graph. NULL in, or a context in an error state: NULL out. Freed by clnet_graph_destroy,
+// with all its tensors.
+CLNET_API clnet_graph *clnet_graph_create(clnet_context *ctx);
+CLNET_API void clnet_graph_destroy(clnet_graph *g);
+CLNET_API clnet_context *clnet_graph_context(const clnet_graph *g);
+
+typedef struct clnet_build_desc {
+    clnet_tensor *loss;  // where backward starts; NULL = inference only. Of one value: its upstream
+                         // gradient is 1 (or loss_scale); else the caller sets it with
+                         // clnet_tensor_set_grad before each backward
+    bool no_weight_grad; // gradients only for tensors with clnet_tensor_require_grad (inputs, CAM)
+    bool keep_all;       // every activation keeps its values: for looking at them, costs memory
+    bool no_initial_weights; // weights stay 0: they are loaded next
+    uint64_t seed;           // of the initial weights and of dropout
+} clnet_build_desc;
+
+// Plans memory, takes it, and initialises the weights: convolutions Kaiming normal (fan-out, ReLU
+// gain), linear layers as torch.nn.Linear, biases 0, batch norm 1 and 0. NULL as desc: inference.
+// Fails with the first failure of the builders, if there was one. Called once.
+CLNET_API clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *desc);
+
+// Batch norm and dropout as in training (true) or in evaluation (false, the default after an
+// inference build; a build with a loss starts in training).
+CLNET_API void clnet_graph_set_training(clnet_graph *g, bool training);
+
+// Any batch from 1 to the one that the graph was built for, without planning again.
+CLNET_API clnet_result clnet_graph_set_batch(clnet_graph *g, int batch);
+
+// The upstream gradient of a loss, 1 by default: 1/k averages over k accumulated batches.
+CLNET_API void clnet_graph_set_loss_scale(clnet_graph *g, double scale);
+
+// Dropout draws from (seed, step): set the step before each forward to be able to repeat it.
+// clnet_train_step counts it by itself.
+CLNET_API void clnet_graph_set_step(clnet_graph *g, uint64_t step);
+CLNET_API uint64_t clnet_graph_step(const clnet_graph *g);
+
+// Runs the nodes in order. After it, kept activations and losses can be read.
+CLNET_API clnet_result clnet_graph_forward(clnet_graph *g);
+
+// Runs the nodes backwards from the loss, after a forward. Gradients of parameters add up until
+// clnet_graph_zero_grad; those of activations start from zero each time.
+CLNET_API clnet_result clnet_graph_backward(clnet_graph *g);
+CLNET_API clnet_result clnet_graph_zero_grad(clnet_graph *g);
+
+// Parameters and buffers in the order in which they were built, and by name (NULL: none).
+CLNET_API int clnet_graph_weights(const clnet_graph *g);
+CLNET_API clnet_tensor *clnet_graph_weight(const clnet_graph *g, int index);
+CLNET_API clnet_tensor *clnet_graph_find_weight(const clnet_graph *g, const char *name);
+
+// Activations and inputs likewise.
+CLNET_API int clnet_graph_activations(const clnet_graph *g);
+CLNET_API clnet_tensor *clnet_graph_activation(const clnet_graph *g, int index);
+CLNET_API clnet_tensor *clnet_graph_find_activation(const clnet_graph *g, const char *name);
+
+// Nodes in execution order, for tables: operation, output, multiply-adds of one forward pass of the
+// batch as built.
+CLNET_API int clnet_graph_nodes(const clnet_graph *g);
+CLNET_API const char *clnet_graph_node_op(const clnet_graph *g, int index);
+CLNET_API const clnet_tensor *clnet_graph_node_output(const clnet_graph *g, int index);
+CLNET_API double clnet_graph_node_macs(const clnet_graph *g, int index);
+
+// The memory plan in bytes. Known as soon as clnet_graph_plan or clnet_graph_build returned.
+typedef struct clnet_memory_plan {
+    size_t parameters;  // weights
+    size_t buffers;     // running statistics
+    size_t gradients;   // of the weights
+    size_t optimiser;   // Adam's moments
+    size_t activations; // with their gradients, what operations save, and inputs, sharing memory
+    size_t unshared;    // what activations would be without sharing
+    size_t workspace;   // scratch of the operation that needs most
+    size_t total;
+} clnet_memory_plan;
+
+// Plans without taking memory: what clnet_graph_build would take. clnet_graph_build may follow.
+CLNET_API clnet_result clnet_graph_plan(clnet_graph *g, const clnet_build_desc *desc,
+                                        clnet_memory_plan *plan);
+
+// After a step that failed with CLNET_ERROR_NONFINITE, or at any time after a forward: runs forward
+// again and names the first node whose output is not finite. NULL: all are.
+CLNET_API const char *clnet_graph_first_nonfinite(clnet_graph *g);
+
+// >>ops
+//
+// Builders append one node and return its output. NULL as an input gives NULL; the sentence in the
+// context names the operation, the node and the shapes. `name` is copied; a layer with weights
+// needs one, since its parameters are found by it ("conv1" gives "conv1.weight", "conv1.bias").
+
+// (N,C,H,W) numbers; set them with clnet_tensor_set.
+CLNET_API clnet_tensor *clnet_input(clnet_graph *g, const char *name, int n, int c, int h, int w);
+
+// (N) classes, int32_t; negative: this image has no label. clnet_tensor_set refuses what is not below
+// the number of classes of the loss that reads them.
+CLNET_API clnet_tensor *clnet_input_labels(clnet_graph *g, const char *name, int n);
+
+// y[n,oc,oh,ow] = b[oc] + sum over ic,kh,kw of w[oc,ic,kh,kw] x[n, ic, oh*stride - padding + kh*dilation, ..]
+// x (N,C,H,W) -> (N,OC,OH,OW), OH = (H + 2 padding - dilation (KH-1) - 1) / stride + 1, rounded
+// down. Weights NAME.weight (OC, C/groups, KH, KW) and NAME.bias (OC). torch.nn.Conv2d.
+typedef struct clnet_conv2d_desc {
+    int out_channels;   // required
+    int kernel_size[2]; // required; height, width
+    int stride[2];      // 0 = 1
+    int padding[2];     // zeros on each side
+    int dilation[2];    // 0 = 1
+    int groups;         // 0 = 1; divides both channel counts
+    bool no_bias;
+    const char *name; // required
+} clnet_conv2d_desc;
+CLNET_API clnet_tensor *clnet_conv2d(clnet_graph *g, clnet_tensor *x, const clnet_conv2d_desc *d);
+
+// y = x w^T + b: x (N,C) or (N,C,1,1) -> (N, out_features). NAME.weight (out, in), NAME.bias (out).
+// torch.nn.Linear.
+typedef struct clnet_linear_desc {
+    int out_features; // required
+    bool no_bias;
+    const char *name; // required
+} clnet_linear_desc;
+CLNET_API clnet_tensor *clnet_linear(clnet_graph *g, clnet_tensor *x, const clnet_linear_desc *d);
+
+// y = (x - mean) / sqrt(var + eps) * weight + bias per channel. In training, mean and (biased) var
+// are those of the batch and the running statistics move towards them: running += momentum (batch
+// - running), with the unbiased variance; one value per channel is refused. In evaluation the
+// running ones are used. NAME.weight, .bias, .running_mean, .running_var (C). torch.nn.BatchNorm2d.
+typedef struct clnet_batch_norm_desc {
+    double eps;       // 0 = 1e-5
+    double momentum;  // 0 = 0.1
+    const char *name; // required
+} clnet_batch_norm_desc;
+CLNET_API clnet_tensor *clnet_batch_norm(clnet_graph *g, clnet_tensor *x,
+                                         const clnet_batch_norm_desc *d);
+
+// y = max(x, 0); the gradient at 0 is 0; NaN stays NaN. torch.nn.ReLU.
+CLNET_API clnet_tensor *clnet_relu(clnet_graph *g, clnet_tensor *x);
+
+// y = 1 / (1 + exp(-x)). torch.nn.Sigmoid.
+CLNET_API clnet_tensor *clnet_sigmoid(clnet_graph *g, clnet_tensor *x);
+
+// y = exp(x) / sum of exp(x) along an axis (1: channels, 2: height, 3: width). torch.nn.Softmax.
+CLNET_API clnet_tensor *clnet_softmax(clnet_graph *g, clnet_tensor *x, int axis);
+
+// Windows as in conv2d. Max: padding never wins, NaN wins, ties go to the first in row-major order.
+// Average: over the window, counting padding as zeros unless count_exclude_pad.
+// torch.nn.MaxPool2d, AvgPool2d (floor mode; dilation is for max only).
+typedef struct clnet_pool2d_desc {
+    int kernel_size[2]; // required
+    int stride[2];      // 0 = kernel_size
+    int padding[2];     // at most half the kernel
+    int dilation[2];    // 0 = 1
+    bool count_exclude_pad;
+} clnet_pool2d_desc;
+CLNET_API clnet_tensor *clnet_max_pool2d(clnet_graph *g, clnet_tensor *x,
+                                         const clnet_pool2d_desc *d);
+CLNET_API clnet_tensor *clnet_avg_pool2d(clnet_graph *g, clnet_tensor *x,
+                                         const clnet_pool2d_desc *d);
+
+// y[n,c] = mean over the pixels: (N,C,H,W) -> (N,C,1,1). torch.nn.AdaptiveAvgPool2d(1).
+CLNET_API clnet_tensor *clnet_global_avg_pool(clnet_graph *g, clnet_tensor *x);
+
+// Bilinear interpolation to h x w, larger or smaller, without antialiasing.
+// torch.nn.functional.interpolate(size=(h, w), mode="bilinear", align_corners=..).
+CLNET_API clnet_tensor *clnet_upsample_bilinear(clnet_graph *g, clnet_tensor *x, int h, int w,
+                                                bool align_corners);
+
+// Channels of all inputs behind each other, in the order given: N, H and W agree. torch.cat(dim=1).
+CLNET_API clnet_tensor *clnet_concat(clnet_graph *g, clnet_tensor *const *x, int count);
+
+// y = a + b, same shapes.
+CLNET_API clnet_tensor *clnet_add(clnet_graph *g, clnet_tensor *a, clnet_tensor *b);
+
+// y[n,c,h,w] = x[n,c,h,w] gate[n,c]; gate (N,C,1,1). The "scale" of squeeze-and-excitation.
+CLNET_API clnet_tensor *clnet_scale_channels(clnet_graph *g, clnet_tensor *x, clnet_tensor *gate);
+
+// In training each value is 0 with probability p, else x / (1 - p), drawn from (seed, step, node);
+// in evaluation y = x. 0 <= p < 1. torch.nn.Dropout.
+CLNET_API clnet_tensor *clnet_dropout(clnet_graph *g, clnet_tensor *x, double p);
+
+// Classification focal loss (Lin et al. 2017), from logits (N,K) and labels (N): the mean over the
+// labelled images of -alpha[t] (1 - p_t)^gamma log p_t, p the softmax, t the label; 0 without one.
+enum { CLNET_MAX_CLASSES = 64 };
+typedef struct clnet_focal_loss_desc {
+    double gamma;                    // 0: cross entropy. The paper's recipe: 2
+    double alpha[CLNET_MAX_CLASSES]; // weight of each class; all 0 = no weights
+} clnet_focal_loss_desc;
+CLNET_API clnet_tensor *clnet_focal_loss(clnet_graph *g, clnet_tensor *logits, clnet_tensor *label,
+                                         const clnet_focal_loss_desc *d);
+
+// The same for masks, with the sigmoid: logits and mask (N,1,H,W), lesion where mask > 0.5; the mean
+// over all pixels. An image whose mask begins with a negative value has no mask and is left out.
+CLNET_API clnet_tensor *clnet_mask_focal_loss(clnet_graph *g, clnet_tensor *logits,
+                                              clnet_tensor *mask, double gamma);
+
+// Dice loss (Milletari et al. 2016): the mean over images with a mask of
+// 1 - (2 sum(p m) + smooth) / (sum p + sum m + smooth), p the sigmoid of the logits, sums over one
+// image. The recipe's smooth is 1; with 0, empty against empty is 0.
+CLNET_API clnet_tensor *clnet_dice_loss(clnet_graph *g, clnet_tensor *logits, clnet_tensor *mask,
+                                        double smooth);
+
+// y = sum of weight[i] x[i] over scalars: several losses as one.
+CLNET_API clnet_tensor *clnet_weighted_sum(clnet_graph *g, clnet_tensor *const *x,
+                                           const double *weight, int count);
+
+// >>optimiser
+
+typedef struct clnet_adam clnet_adam;
+typedef struct clnet_adam_desc {
+    double beta1;        // 0 = 0.9
+    double beta2;        // 0 = 0.999
+    double eps;          // 0 = 1e-8
+    double weight_decay; // 0 = none
+    bool decoupled;      // false: added to the gradient (torch.optim.Adam); true: torch.optim.AdamW
+} clnet_adam_desc;
+
+// The optimiser of a graph, made before clnet_graph_build, which plans its two moments. Belongs to
+// the graph. Kingma and Ba 2015; corrections for the start in double.
+CLNET_API clnet_adam *clnet_adam_create(clnet_graph *g, const clnet_adam_desc *d);
+
+// One update of all parameters by their gradients, which stay as they are.
+CLNET_API clnet_result clnet_adam_step(clnet_adam *adam, double lr);
+
+// Updates made so far; part of a checkpoint, like the moments (exp_avg and exp_avg_sq in
+// torch.optim.Adam), which are read and written in the order of their parameter.
+CLNET_API uint64_t clnet_adam_steps(const clnet_adam *adam);
+CLNET_API void clnet_adam_set_steps(clnet_adam *adam, uint64_t steps);
+CLNET_API clnet_result clnet_adam_get(clnet_adam *adam, int moment, clnet_tensor *parameter,
+                                      void *data, clnet_order order);
+CLNET_API clnet_result clnet_adam_set(clnet_adam *adam, int moment, clnet_tensor *parameter,
+                                      const void *data, clnet_order order);
+
+// zero_grad, forward, backward, update, and the checks that keep NaN out: a loss or a gradient that
+// is not finite leaves the weights as they were and gives CLNET_ERROR_NONFINITE, naming the node.
+CLNET_API clnet_result clnet_train_step(clnet_adam *adam, double lr);
+
+// The second half of it, for gradients that were accumulated by the caller: checks, then updates.
+CLNET_API clnet_result clnet_train_update(clnet_adam *adam, double lr);
+
+// lr0 (1 - step / total_steps)^power, 0 from total_steps on: the paper's section 3.1 (power 0.96).
+CLNET_API double clnet_poly_lr(double lr0, uint64_t step, uint64_t total_steps, double power);
+
+// >>models
+//
+// The networks of the paper by name: CLS, SEG or CLS+SEG with CLS "resnet50" and SEG "unet" or
+// "resunet". Parameters are named as in torchvision, behind "cls." and "seg.", with "fuse.0" to
+// "fuse.4", "dec.dec4" to "dec.dec1", "dec.head" and "fc".
+
+typedef enum clnet_fusion {
+    CLNET_FUSION_SHARED,  // one output of a fusion module for both tasks (equations 1 and 4)
+    CLNET_FUSION_PER_TASK // one for each task (the abstract)
+} clnet_fusion;
+
+typedef enum clnet_purpose {
+    CLNET_INFER,  // forward only
+    CLNET_TRAIN,  // losses, gradients of all weights, Adam
+    CLNET_EXPLAIN // forward, and gradients of the stages for clnet_cam
+} clnet_purpose;
+
+typedef struct clnet_recipe {              // of training; clnet_paper_recipe() has the paper's
+    double focal_gamma;                    // 2
+    double focal_alpha[CLNET_MAX_CLASSES]; // none
+    double loss_weights[3];                // 1, 1, 1: classification, mask focal, Dice
+    clnet_adam_desc adam;                  // weight decay 5e-4
+} clnet_recipe;
+CLNET_API clnet_recipe clnet_paper_recipe(void);
+
+typedef struct clnet_model_desc {
+    const char *name;      // NULL = "resnet50+unet"
+    int classes;           // 0 = 3: melanoma, seborrheic keratosis, nevus
+    double width;          // 0 = 1; scales every channel count c to max(1, floor(c width + 1/2))
+    int size[2];           // 0 = 224; height and width of the input, at least 32 with a ResNet,
+                           // 16 with the UNet alone
+    int batch;             // 0 = 1; the largest batch
+    clnet_fusion fusion;   // 0 = shared
+    clnet_purpose purpose; // 0 = forward only
+    const clnet_recipe *recipe; // NULL = the paper's; for CLNET_TRAIN
+    bool keep_all;              // every activation can be read after a run
+    bool plan_only;             // shapes and the memory plan, no memory: for clnet_model_plan
+    uint64_t seed;              // of the initial weights and of dropout
+} clnet_model_desc;
+
+// A model: its graph and the tensors by which it is used. Those of a task that the network does not
+// have are NULL. Read the fields, do not set them.
+typedef struct clnet_model {
+    clnet_graph *graph;
+    clnet_model_desc desc;             // with the defaults filled in
+    clnet_tensor *image;               // (N,3,H,W), normalised as clnet_image_to_input does
+    clnet_tensor *label;               // (N); CLNET_TRAIN only, as mask and the losses
+    clnet_tensor *mask;                // (N,1,H,W)
+    clnet_tensor *logits;              // (N,classes)
+    clnet_tensor *mask_logits;         // (N,1,H,W)
+    clnet_tensor *loss_classification; // the three losses and their weighted sum, scalars
+    clnet_tensor *loss_focal;
+    clnet_tensor *loss_dice;
+    clnet_tensor *loss;
+    clnet_tensor *stage[5]; // FM_1..FM_5 as the classification sees them; without fusion EC or ES
+    clnet_adam *adam;       // CLNET_TRAIN only
+    clnet_memory_plan plan;
+    char name[32];       // desc.name points here
+    clnet_recipe recipe; // desc.recipe points here
+} clnet_model;
+
+// A network with fresh weights. NULL on failure. Freed by clnet_model_destroy.
+CLNET_API clnet_model *clnet_model_create(clnet_context *ctx, const clnet_model_desc *desc);
+CLNET_API void clnet_model_destroy(clnet_model *model);
+
+// The network of a file written by clnet, for prediction, one image at a time: its name, width,
+// classes, size and fusion stand in the file.
+CLNET_API clnet_model *clnet_model_open(clnet_context *ctx, const char *path);
+
+// What such a file says of its network, into the fields name, classes, width, size and fusion of
+// `desc`, the rest 0. `name` gets 32 bytes for the network's name. A file without it, from PyTorch
+// say, fails with CLNET_ERROR_METADATA.
+CLNET_API clnet_result clnet_model_describe(clnet_context *ctx, const char *path,
+                                            clnet_model_desc *desc, char name[32]);
+
+// Reads all weights by name, or none: names that are missing, unexpected or of another shape are
+// told with both shapes. Entries under "optimizer." are left for clnet_checkpoint_load.
+CLNET_API clnet_result clnet_model_load(clnet_model *model, const char *path);
+
+// Writes the weights as safetensors, with the network's name, width, classes, size and fusion.
+CLNET_API clnet_result clnet_model_save(clnet_model *model, const char *path);
+
+// The channel count that a width gives.
+CLNET_API int clnet_scale_width(int channels, double width);
+
+typedef struct clnet_prediction {
+    double scores[CLNET_MAX_CLASSES]; // out: softmax of the classes; 0 without classification
+    unsigned char *mask;              // in: NULL or h*w bytes; out: 255 lesion, 0 not
+    float *probability;               // in: NULL or h*w; out: the lesion's probability per pixel
+} clnet_prediction;
+
+// One image of any size, rgb (h,w,3) bytes, to class scores and a mask of its own size.
+CLNET_API clnet_result clnet_predict(clnet_model *model, const unsigned char *rgb, int h, int w,
+                                     clnet_prediction *p);
+
+// The pieces of it, for programs that run batches: the softmax of one image's logits, and the
+// probabilities (h,w) and mask (h,w, 255 above 1/2; NULL: not wanted) of a map of logits (H,W),
+// which is overwritten by its sigmoid.
+CLNET_API void clnet_scores(double *scores, const clnet_real *logits, int classes);
+CLNET_API void clnet_mask_at_size(float *probability, unsigned char *mask, int h, int w,
+                                  float *values, int H, int W);
+
+// Class activation maps (paper, equations 2 and 3), with A_k the maps of a stage, g = d logit / d A
+typedef enum clnet_cam_variant {
+    CLNET_CAM_PAPER,     // sum over k of ReLU(mean(g_k) A_k), the paper's equations
+    CLNET_CAM_GRADCAM,   // ReLU(sum over k of mean(g_k) A_k)
+    CLNET_CAM_GRADCAM_PP // ReLU(sum over k of w_k A_k), w_k = sum over pixels of a ReLU(g),
+                         // a = g^2 / (2 g^2 + sum(A_k) g^3), 0 where g is 0
+} clnet_cam_variant;
+
+// After a forward of a CLNET_EXPLAIN model: the map of stage 1..5 for one class per image (negative:
+// the class with the highest logit, written back). cam: (N,h,w) of the stage's size, not normalised.
+CLNET_API clnet_result clnet_cam(clnet_model *model, clnet_cam_variant variant, int stage,
+                                 int *classes, clnet_real *cam);
+
+// "paper", "gradcam", "gradcam++".
+CLNET_API const char *clnet_cam_name(clnet_cam_variant variant);
+
+// >>image
+// Images. What turns decoded RGB bytes into the network's input, and its mask back into one of the
+// image's size. Pure arithmetic on (H,W,C) memory: no files, no allocation, no context. Sizes are at
+// least 1 and the products H*W*C, OH*OW*C fit size_t; y, x and scratch do not overlap.
+
+// Floats of scratch that clnet_resize_bilinear_antialias and clnet_image_to_input (C = 3) need for
+// these sizes. 0 when a size is not positive or the number does not fit size_t; allocate that many
+// floats after having checked that the bytes fit, too.
+CLNET_API size_t clnet_resize_scratch(int OH, int OW, int H, int W, int C);
+
+// y (OH,OW,C) = x (H,W,C) resized with a triangle filter, which widens to the scale when shrinking.
+// Equals torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False).
+// scratch: clnet_resize_scratch(OH, OW, H, W, C) floats.
+CLNET_API void clnet_resize_bilinear_antialias(float *y, int OH, int OW, const float *x, int H,
+                                               int W, int C, float *scratch);
+
+// y (OH,OW) = x (H,W) resized bilinearly between the nearest pixels, without antialiasing.
+// Equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False). Brings the
+// probabilities of a mask to the size of the image or of the truth.
+CLNET_API void clnet_resize_bilinear(float *y, int OH, int OW, const float *x, int H, int W);
+
+// y (OH,OW,3) = the network's input for an image of bytes rgb (H,W,3): resized as by
+// clnet_resize_bilinear_antialias in float (never rounded back to bytes), divided by 255, minus the
+// mean (0.485, 0.456, 0.406), over the standard deviation (0.229, 0.224, 0.225) of ImageNet.
+// scratch: clnet_resize_scratch(OH, OW, H, W, 3) floats.
+CLNET_API void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, int H,
+                                    int W, float *scratch);
+
+// >>metrics
+//
+// The measures of ISIC 2017, with the definitions of the challenge's official scorer: everything in
+// double, TP and FP, TN and FN being the counts of right and wrong positives and negatives. What
+// cannot be defined is NaN.
+
+// Of one image, or the mean over images.
+typedef struct clnet_segmentation_metrics {
+    double jaccard;           // TP / (TP + FP + FN); 1 where both masks are empty
+    double threshold_jaccard; // the same, but 0 where it is below 0.65
+    double dice;              // 2 TP / (2 TP + FP + FN); 1 where both masks are empty
+    double accuracy;          // (TP + TN) / pixels
+    double sensitivity;       // TP / (TP + FN); 1 where the truth has no lesion
+    double specificity;       // TN / (TN + FP); 1 where the truth is all lesion
+} clnet_segmentation_metrics;
+
+// Compares two masks of the same size, one byte per pixel, above 128 is lesion. pixels > 0.
+CLNET_API void clnet_segmentation_score(const unsigned char *predicted, const unsigned char *truth,
+                                        size_t pixels, clnet_segmentation_metrics *out);
+
+// The mean of every measure over images; NaN for count = 0.
+CLNET_API void clnet_segmentation_mean(const clnet_segmentation_metrics *images, size_t count,
+                                       clnet_segmentation_metrics *out);
+
+// Of one class against the others.
+typedef struct clnet_classification_metrics {
+    double auc;         // area under the ROC curve, ties count half; NaN where one side is missing
+    double accuracy;    // (TP + TN) / count, where a score > 0.5 is positive
+    double sensitivity; // TP / (TP + FN); 1 where no truth is positive
+    double specificity; // TN / (TN + FP); 1 where all truths are positive
+} clnet_classification_metrics;
+
+// scores[i] and truth[i] (0 or not 0) belong to image i. For count = 0 all measures are NaN. A
+// score that is NaN is CLNET_ERROR_ARGUMENT. Takes memory from the context while it runs.
+CLNET_API clnet_result clnet_classification_score(clnet_context *ctx, const double *scores,
+                                                  const unsigned char *truth, size_t count,
+                                                  clnet_classification_metrics *out);
+
+// A point of the ROC curve: the share of negatives and of positives with a score >= threshold.
+typedef struct clnet_roc_point {
+    double false_positive_rate, true_positive_rate, threshold;
+} clnet_roc_point;
+
+// The whole curve, from (0,0) with threshold infinity to (1,1), one point per different score.
+// `points` has room for count + 1 of them; *used is how many there are, 0 where one side is
+// missing. Straight lines between them enclose the AUC. Fails as clnet_classification_score does.
+CLNET_API clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores,
+                                       const unsigned char *truth, size_t count,
+                                       clnet_roc_point *points, size_t *used);
+
+// >>files
+//
+// Tensors by name in one file, in the format safetensors: 8 bytes with the length of a header
+// (little endian), the header in JSON, then the tensors' bytes. It is written here from the
+// format's published description. PyTorch reads and writes the same files.
+//
+// Files are hostile until checked. A file that opens has a header of the limits below; every tensor
+// has a known type, a shape whose size is exactly that of its bytes, and bytes that lie in the
+// file; together the tensors cover the data without gap or overlap. All else is refused, with a
+// sentence that names the file, the byte or the tensor, what was found and what was expected:
+//
+//     CLNET_ERROR_TRUNCATED  shorter than 8 bytes, than its header, than its tensors
+//     CLNET_ERROR_SYNTAX     does not begin with '{' (blanks before it are refused, as the format
+//                            says), is not JSON, has something other than spaces behind the JSON,
+//                            a tensor with an unknown or missing field
+//     CLNET_ERROR_ENCODING   bytes that are not UTF-8, half a surrogate pair, \u0000 in a string,
+//                            a control character in a tensor's name
+//     CLNET_ERROR_DUPLICATE  a name, a field or a key twice, compared after escapes are resolved
+//     CLNET_ERROR_METADATA   "__metadata__" that is not an object of strings
+//     CLNET_ERROR_DTYPE      a type that is not in the list below
+//     CLNET_ERROR_SHAPE      not an array of whole numbers below 2^48, written as such (no sign,
+//                            point, exponent or leading zero), or more bytes than 64 bits count
+//     CLNET_ERROR_OFFSETS    not two such numbers, begin > end, another size than the shape's, a
+//                            gap, an overlap, bytes behind the last tensor
+//     CLNET_ERROR_LIMIT      more than the limits allow
+//
+// A tensor without elements may stand wherever another one begins or ends. NaN and infinity are
+// values like others here.
+
+// Limits on both reading and writing; a program may define its own before the include.
+#ifndef CLNET_FILE_MAX_HEADER
+#define CLNET_FILE_MAX_HEADER 16777216 // bytes of JSON; below 2^32
+#endif
+#ifndef CLNET_FILE_MAX_TENSORS
+#define CLNET_FILE_MAX_TENSORS 65536 // also of pairs of metadata
+#endif
+#ifndef CLNET_FILE_MAX_NAME
+#define CLNET_FILE_MAX_NAME 512 // bytes of a tensor's name
+#endif
+#ifndef CLNET_MAX_RANK
+#define CLNET_MAX_RANK 8 // axes of a tensor
+#endif
+
+// The types of numbers: name in the file, and with CLNET_ in front in C; bytes of one. Types
+// smaller than a byte are not supported.
+#define CLNET_DTYPES(X)                                                                            \
+    X(F32, 4)                                                                                      \
+    X(F64, 8)                                                                                      \
+    X(F16, 2)                                                                                      \
+    X(BF16, 2)                                                                                     \
+    X(F8_E4M3, 1)                                                                                  \
+    X(F8_E5M2, 1)                                                                                  \
+    X(F8_E8M0, 1)                                                                                  \
+    X(C64, 8)                                                                                      \
+    X(I64, 8)                                                                                      \
+    X(I32, 4)                                                                                      \
+    X(I16, 2)                                                                                      \
+    X(I8, 1)                                                                                       \
+    X(U64, 8)                                                                                      \
+    X(U32, 4)                                                                                      \
+    X(U16, 2)                                                                                      \
+    X(U8, 1)                                                                                       \
+    X(BOOL, 1)
+
+#define CLNET__DTYPE_ENUM(name, size) CLNET_##name,
+typedef enum clnet_dtype { CLNET_DTYPES(CLNET__DTYPE_ENUM) CLNET_DTYPE_COUNT } clnet_dtype;
+#undef CLNET__DTYPE_ENUM
+
+// Bytes of one number and the name in files, "F32"; 0 and "?" for what is no clnet_dtype.
+CLNET_API size_t clnet_dtype_size(clnet_dtype dtype);
+CLNET_API const char *clnet_dtype_name(clnet_dtype dtype);
+
+// Numbers between memory and the bytes of a file, which are little endian and need no alignment.
+// F32, F16, BF16 and F64; false, with nothing done, for other types and, on decoding, for F64 where
+// clnet_real is float. Decoding is exact. Encoding rounds to nearest, ties to even (a clnet_real of
+// double by way of float for F16 and BF16); what is too large becomes infinity, a NaN stays one.
+CLNET_API bool clnet_decode(clnet_real *values, const void *bytes, size_t count, clnet_dtype dtype);
+CLNET_API bool clnet_encode(void *bytes, const clnet_real *values, size_t count, clnet_dtype dtype);
+
+// What a file says of one of its tensors.
+typedef struct clnet_file_tensor {
+    const char *name; // belongs to the file's object
+    clnet_dtype dtype;
+    int rank;                       // 0: a single number
+    uint64_t shape[CLNET_MAX_RANK]; // as in the file, outermost first
+    uint64_t offset, bytes;         // where its bytes stand in the file, and how many
+} clnet_file_tensor;
+
+// An open file. Only its header is in memory, about 1.7 times its size while it is open.
+typedef struct clnet_tensor_file clnet_tensor_file;
+
+// Opens a file and checks all of its header; no tensor is read. NULL: failed, the context says why.
+// The context has to outlive the file. Closing takes NULL too.
+CLNET_API clnet_tensor_file *clnet_tensor_file_open(clnet_context *ctx, const char *path);
+CLNET_API void clnet_tensor_file_close(clnet_tensor_file *f);
+
+// The number of tensors; the i-th in the order of their names (as bytes); the one of a name, found
+// by bisection. False: there is none, or f is NULL.
+CLNET_API size_t clnet_tensor_file_count(const clnet_tensor_file *f);
+CLNET_API bool clnet_tensor_file_at(const clnet_tensor_file *f, size_t i, clnet_file_tensor *t);
+CLNET_API bool clnet_tensor_file_find(const clnet_tensor_file *f, const char *name,
+                                      clnet_file_tensor *t);
+
+// The file's metadata, strings by key; NULL where it has no such key. The text belongs to f. The
+// second gives the number of pairs, and `key` the i-th key in order, for i below that number.
+CLNET_API const char *clnet_tensor_file_metadata(const clnet_tensor_file *f, const char *key);
+CLNET_API size_t clnet_tensor_file_keys(const clnet_tensor_file *f, size_t i, const char **key);
+
+// Reads one tensor of this file: its t->bytes bytes as they stand there, or its values as
+// clnet_decode makes them (another type: CLNET_ERROR_DTYPE). Nothing else is read. The memory is
+// the caller's. A file that became shorter since it was opened is CLNET_ERROR_TRUNCATED.
+CLNET_API clnet_result clnet_tensor_file_read(clnet_tensor_file *f, const clnet_file_tensor *t,
+                                              void *bytes);
+CLNET_API clnet_result clnet_tensor_file_read_real(clnet_tensor_file *f, const clnet_file_tensor *t,
+                                                   clnet_real *values);
+
+// One tensor to be written.
+typedef struct clnet_file_item {
+    const char *name;               // UTF-8 without control characters; not "__metadata__"
+    clnet_dtype dtype;              // 0 = F32
+    int rank;                       // 0: a single number
+    uint64_t shape[CLNET_MAX_RANK]; // outermost first, each below 2^48
+    const void *data;               // its bytes as in the file (little endian), or NULL:
+    clnet_result (*fill)(void *user, void *bytes); // asked to write them when their turn comes
+    void *user;
+} clnet_file_item;
+
+typedef struct clnet_file_pair {
+    const char *key, *value; // UTF-8
+} clnet_file_pair;
+
+// Writes a safetensors file. The same tensors and metadata give the same bytes, in whatever order
+// they are handed over: larger types first, then by name, so that all numbers are aligned to their
+// size; metadata by key; the header padded with spaces to a multiple of 8. Memory: the header and
+// the largest tensor that is filled.
+//
+// A file that stands there already is replaced in one step or stays as it is: everything goes to
+// path + ".tmp", which is synced, closed and renamed, and removed if anything fails. Two writers at
+// a time must not share a path.
+CLNET_API clnet_result clnet_safetensors_write(clnet_context *ctx, const char *path,
+                                               const clnet_file_item *items, size_t count,
+                                               const clnet_file_pair *metadata, size_t pairs);
+
+// A checkpoint is a model's file with Adam's moments under "optimizer.", the step and the seed: training
+// that loads it goes on bit by bit as if it had not stopped. `more` are further strings for the
+// metadata, the program's own: position, configuration. Both need a model for CLNET_TRAIN.
+CLNET_API clnet_result clnet_checkpoint_save(clnet_model *model, const char *path,
+                                             const clnet_file_pair *more, size_t count);
+CLNET_API clnet_result clnet_checkpoint_load(clnet_model *model, const char *path);
+// >>reference
+//
+// The plain loops of every operation on pointers and sizes: the text to read a layer in, and what
+// faster code is checked against. Outputs come first, then what is saved, inputs, parameters, sizes.
+// Backward adds to its outputs, each of which may be NULL: not wanted. Sums are taken in double.
+// A stride is the distance between neighbouring pixels: 0 = dense, more in a view of some channels
+// of a wider tensor.
+
+typedef struct clnet_conv2d_sizes {
+    int N, C, H, W; // x (N,C,H,W)
+    int OC, OH, OW; // y (N,OC,OH,OW); w (KH,KW,C/groups,OC)
+    int KH, KW;
+    int stride[2], padding[2], dilation[2], groups; // stride, dilation, groups: 0 = 1
+    size_t x_stride, y_stride;
+} clnet_conv2d_sizes;
+CLNET_API void clnet_ref_conv2d_forward(clnet_real *y, const clnet_real *x, const clnet_real *w,
+                                        const clnet_real *b, const clnet_conv2d_sizes *s);
+CLNET_API void clnet_ref_conv2d_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
+                                         const clnet_real *dy, const clnet_real *x,
+                                         const clnet_real *w, const clnet_conv2d_sizes *s);
+
+typedef struct clnet_linear_sizes {
+    int N, C, OC; // x (N,C), y (N,OC); w (C,OC)
+    size_t x_stride, y_stride;
+} clnet_linear_sizes;
+CLNET_API void clnet_ref_linear_forward(clnet_real *y, const clnet_real *x, const clnet_real *w,
+                                        const clnet_real *b, const clnet_linear_sizes *s);
+CLNET_API void clnet_ref_linear_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
+                                         const clnet_real *dy, const clnet_real *x,
+                                         const clnet_real *w, const clnet_linear_sizes *s);
+
+// Sizes of what does not change the shape: x and y (N,C,H,W).
+typedef struct clnet_sizes {
+    int N, C, H, W;
+    size_t x_stride, y_stride;
+} clnet_sizes;
+
+// mean, invstd (C): saved for backward. In training they are the batch's, and running_mean and
+// running_var (C) are updated; in evaluation they come from the running ones.
+typedef struct clnet_batch_norm_options {
+    double eps, momentum;
+    bool training;
+} clnet_batch_norm_options;
+CLNET_API void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *invstd,
+                                            clnet_real *running_mean, clnet_real *running_var,
+                                            const clnet_real *x, const clnet_real *w,
+                                            const clnet_real *b, const clnet_batch_norm_options *o,
+                                            const clnet_sizes *s);
+CLNET_API void clnet_ref_batch_norm_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
+                                             const clnet_real *dy, const clnet_real *x,
+                                             const clnet_real *w, const clnet_real *mean,
+                                             const clnet_real *invstd,
+                                             const clnet_batch_norm_options *o,
+                                             const clnet_sizes *s);
+
+CLNET_API void clnet_ref_relu_forward(clnet_real *y, const clnet_real *x, const clnet_sizes *s);
+CLNET_API void clnet_ref_relu_backward(clnet_real *dx, const clnet_real *dy, const clnet_real *y,
+                                       const clnet_sizes *s);
+CLNET_API void clnet_ref_sigmoid_forward(clnet_real *y, const clnet_real *x, const clnet_sizes *s);
+CLNET_API void clnet_ref_sigmoid_backward(clnet_real *dx, const clnet_real *dy, const clnet_real *y,
+                                          const clnet_sizes *s);
+CLNET_API void clnet_ref_softmax_forward(clnet_real *y, const clnet_real *x, int axis,
+                                         const clnet_sizes *s);
+CLNET_API void clnet_ref_softmax_backward(clnet_real *dx, const clnet_real *dy, const clnet_real *y,
+                                          int axis, const clnet_sizes *s);
+
+typedef struct clnet_pool2d_sizes {
+    int N, C, H, W, OH, OW; // x (N,C,H,W), y (N,C,OH,OW)
+    int KH, KW;
+    int stride[2], padding[2], dilation[2]; // stride, dilation: 0 = 1
+    bool count_exclude_pad;
+    size_t x_stride, y_stride;
+} clnet_pool2d_sizes;
+// argmax: ih*W + iw of each winner, as far apart as y's pixels.
+CLNET_API void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_real *x,
+                                            const clnet_pool2d_sizes *s);
+CLNET_API void clnet_ref_max_pool2d_backward(clnet_real *dx, const clnet_real *dy,
+                                             const int32_t *argmax, const clnet_pool2d_sizes *s);
+CLNET_API void clnet_ref_avg_pool2d_forward(clnet_real *y, const clnet_real *x,
+                                            const clnet_pool2d_sizes *s);
+CLNET_API void clnet_ref_avg_pool2d_backward(clnet_real *dx, const clnet_real *dy,
+                                             const clnet_pool2d_sizes *s);
+// y (N,C,1,1); sizes of x.
+CLNET_API void clnet_ref_global_avg_pool_forward(clnet_real *y, const clnet_real *x,
+                                                 const clnet_sizes *s);
+CLNET_API void clnet_ref_global_avg_pool_backward(clnet_real *dx, const clnet_real *dy,
+                                                  const clnet_sizes *s);
+
+typedef struct clnet_upsample_sizes {
+    int N, C, H, W, OH, OW; // x (N,C,H,W), y (N,C,OH,OW)
+    bool align_corners;
+    size_t x_stride, y_stride;
+} clnet_upsample_sizes;
+CLNET_API void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
+                                                   const clnet_upsample_sizes *s);
+CLNET_API void clnet_ref_upsample_bilinear_backward(clnet_real *dx, const clnet_real *dy,
+                                                    const clnet_upsample_sizes *s);
+
+// y = x (N,C,H,W), as one part of a concatenation: y points at its first channel. Backward is the
+// same with `add`.
+CLNET_API void clnet_ref_copy(clnet_real *y, const clnet_real *x, bool add, const clnet_sizes *s);
+// y = a + b; b's pixels are as far apart as a's. Backward: clnet_ref_copy to both, with `add`.
+CLNET_API void clnet_ref_add_forward(clnet_real *y, const clnet_real *a, const clnet_real *b,
+                                     const clnet_sizes *a_y, size_t b_stride);
+// gate (N,C), its images gate_stride apart (0 = C).
+CLNET_API void clnet_ref_scale_channels_forward(clnet_real *y, const clnet_real *x,
+                                                const clnet_real *gate, size_t gate_stride,
+                                                const clnet_sizes *s);
+CLNET_API void clnet_ref_scale_channels_backward(clnet_real *dx, clnet_real *dgate,
+                                                 const clnet_real *dy, const clnet_real *x,
+                                                 const clnet_real *gate, size_t gate_stride,
+                                                 const clnet_sizes *s);
+// Both directions: y (or dx) = x (or dy) times the mask drawn from (seed, stream); `add` in backward.
+CLNET_API void clnet_ref_dropout(clnet_real *y, const clnet_real *x, bool add, double p,
+                                 uint64_t seed, uint64_t stream, const clnet_sizes *s);
+
+// Losses return the scalar. `scale` is the upstream gradient.
+CLNET_API double clnet_ref_focal_loss_forward(const clnet_real *logits, const int32_t *label, int N,
+                                              int K, const clnet_focal_loss_desc *d);
+CLNET_API void clnet_ref_focal_loss_backward(clnet_real *dlogits, double scale,
+                                             const clnet_real *logits, const int32_t *label, int N,
+                                             int K, const clnet_focal_loss_desc *d);
+CLNET_API double clnet_ref_mask_focal_loss_forward(const clnet_real *logits, const clnet_real *mask,
+                                                   int N, size_t pixels, double gamma);
+CLNET_API void clnet_ref_mask_focal_loss_backward(clnet_real *dlogits, double scale,
+                                                  const clnet_real *logits, const clnet_real *mask,
+                                                  int N, size_t pixels, double gamma);
+CLNET_API double clnet_ref_dice_loss_forward(const clnet_real *logits, const clnet_real *mask,
+                                             int N, size_t pixels, double smooth);
+CLNET_API void clnet_ref_dice_loss_backward(clnet_real *dlogits, double scale,
+                                            const clnet_real *logits, const clnet_real *mask, int N,
+                                            size_t pixels, double smooth);
+
+// Update number t (from 1) of n parameters p by their gradients; m and v are the moments.
+CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const clnet_real *g,
+                              size_t n, double lr, uint64_t t, const clnet_adam_desc *d);
+
+// >>backend
+//
+// What runs a graph. The CPU's backend stands below; clnet_cl.h has OpenCL's. Using clnet needs
+// nothing from here.
+//
+// To add an operation: (1) its builder above, documented; (2) a row in CLNET_OPS next to its family;
+// (3) its block under its own mark in the implementation: plain loops, shape, forward, backward,
+// builder - the list does not compile without them; (4) the device's block in clnet_cl.h and
+// kernels.cl; (5) rows in the case table of tests/verify_cases.h - the coverage test names an
+// operation that has none.
+
+// X(ENUM, name, cut, reads): how the CPU cuts a node into tasks, and what backward reads.
+#define CLNET_OPS(X)                                                                               \
+    X(CONV2D, conv2d, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
+    X(LINEAR, linear, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
+    X(BATCH_NORM, batch_norm, CHANNELS, CLNET_READS(0) | CLNET_READS(1))                           \
+    X(RELU, relu, IMAGES_AND_CHANNELS, CLNET_READS_OUT)                                            \
+    X(SIGMOID, sigmoid, IMAGES_AND_CHANNELS, CLNET_READS_OUT)                                      \
+    X(SOFTMAX, softmax, IMAGES, CLNET_READS_OUT)                                                   \
+    X(MAX_POOL2D, max_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
+    X(AVG_POOL2D, avg_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
+    X(GLOBAL_AVG_POOL, global_avg_pool, IMAGES_AND_CHANNELS, 0)                                    \
+    X(UPSAMPLE_BILINEAR, upsample_bilinear, IMAGES_AND_CHANNELS, 0)                                \
+    X(CONCAT, concat, IMAGES, 0)                                                                   \
+    X(ADD, add, IMAGES_AND_CHANNELS, 0)                                                            \
+    X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS, CLNET_READS(0) | CLNET_READS(1))        \
+    X(DROPOUT, dropout, WHOLE, 0)                                                                  \
+    X(FOCAL_LOSS, focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                              \
+    X(MASK_FOCAL_LOSS, mask_focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                    \
+    X(DICE_LOSS, dice_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                \
+    X(WEIGHTED_SUM, weighted_sum, WHOLE, 0)
+
+#define CLNET_READS(input) (1u << (input)) // the values of that input
+#define CLNET_READS_OUT    (1u << 31)      // the values of the output
+
+typedef enum clnet_op {
+#define X(ENUM, name, cut, reads) CLNET_OP_##ENUM,
+    CLNET_OPS(X)
+#undef X
+        CLNET_OP_COUNT
+} clnet_op;
+
+// A piece of a device's memory; `handle` is the backend's.
+typedef struct clnet_memory {
+    void *handle;
+    size_t bytes;
+} clnet_memory;
+
+typedef enum clnet_role {
+    CLNET_ROLE_ACTIVATION,
+    CLNET_ROLE_INPUT,
+    CLNET_ROLE_PARAMETER, // has a gradient, moved by the optimiser
+    CLNET_ROLE_BUFFER,    // running statistics
+    CLNET_ROLE_SAVED      // what an operation keeps for its backward
+} clnet_role;
+
+typedef enum clnet_initial { // values before training: scale times ..
+    CLNET_INITIAL_CONSTANT,  // .. 1
+    CLNET_INITIAL_NORMAL,    // .. a standard normal number
+    CLNET_INITIAL_UNIFORM    // .. a number from -1 to 1
+} clnet_initial;
+
+struct clnet_tensor {
+    clnet_graph *graph;
+    char *name;
+    clnet_role role;
+    bool integer;            // int32_t instead of clnet_real
+    bool batched;            // shape[0] follows the batch
+    int classes;             // of labels that a loss reads: all below it; 0: not checked
+    int rank, shape[4];      // 1 beyond the rank
+    size_t stride;           // elements between neighbouring pixels
+    clnet_node *producer;    // NULL: an input or a weight
+    int last_use;            // index of the last node that reads it in forward; -1: none
+    bool keep, require_grad; // as asked for
+    bool needs_grad;         // what is upstream of it needs its gradient
+    clnet_tensor *shares;    // in place: the tensor whose memory this one uses
+    clnet_initial initial;
+    double initial_scale;
+    clnet_memory *memory, *grad_memory; // NULL: not planned
+    size_t offset, grad_offset;         // bytes
+};
+
+enum { CLNET_MAX_INPUTS = 8 };
+
+struct clnet_node {
+    clnet_op op;
+    int index;                          // in execution order
+    clnet_tensor *in[CLNET_MAX_INPUTS]; // activations first, then weights; NULL: none (a bias)
+    int inputs;
+    clnet_tensor *out;
+    clnet_tensor *saved[2];
+    bool in_place; // out uses the memory of in[0], its gradient too
+    bool backward; // takes part in backward
+    union {
+        clnet_conv2d_desc conv2d;
+        clnet_batch_norm_desc batch_norm;
+        clnet_pool2d_desc pool2d;
+        clnet_focal_loss_desc focal_loss;
+        double value; // p, gamma, smooth
+        double weight[CLNET_MAX_INPUTS];
+        int axis;
+        bool align_corners;
+    } desc;
+};
+
+typedef struct clnet_backend clnet_backend;
+struct clnet_backend {
+    const char *device; // as clnet_context_device gives it
+    const char *isa;
+    int threads;
+    void *state;
+    // Memory. Copies return when they are done; `fill` writes zeros.
+    bool (*alloc)(clnet_context *ctx, clnet_memory *memory, size_t bytes);
+    void (*free)(clnet_context *ctx, clnet_memory *memory);
+    clnet_result (*upload)(clnet_context *ctx, clnet_memory *to, size_t offset, const void *from,
+                           size_t bytes);
+    clnet_result (*download)(clnet_context *ctx, void *to, clnet_memory *from, size_t offset,
+                             size_t bytes);
+    clnet_result (*fill)(clnet_context *ctx, clnet_memory *memory, size_t offset, size_t bytes);
+    // Bytes of scratch that a node needs in either direction.
+    size_t (*workspace)(clnet_context *ctx, const clnet_node *node);
+    // One operation. The scratch is the graph's workspace.
+    clnet_result (*forward)(clnet_graph *g, clnet_node *node);
+    clnet_result (*backward)(clnet_graph *g, clnet_node *node);
+    // Adam on slabs of n numbers, and the sum of their squares (to know that all are finite).
+    clnet_result (*adam)(clnet_adam *adam, double lr);
+    clnet_result (*sum_of_squares)(clnet_context *ctx, clnet_memory *memory, size_t n, double *sum);
+    void (*destroy)(clnet_context *ctx);
+};
+
+#ifdef __cplusplus
+}
+#endif
+#endif // CLNET_H
+
+#ifdef CLNET_IMPLEMENTATION
+
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifndef CLNET_MALLOC
+#define CLNET_MALLOC(bytes) malloc(bytes)
+#define CLNET_FREE(memory)  free(memory)
+#endif
+#ifndef CLNET_ASSERT
+#include <assert.h>
+#define CLNET_ASSERT(x) assert(x)
+#endif
+
+// The fast path is written for float. To tell, the preprocessor compares the name of the type.
+#define CLNET__REAL_IS_float 1
+#define CLNET__JOIN(a, b)    a##b
+#define CLNET__REAL_IS(real) CLNET__JOIN(CLNET__REAL_IS_, real)
+#if CLNET__REAL_IS(CLNET_REAL)
+#define CLNET__FAST
+#define CLNET__SQRT(x) sqrtf(x)
+#else
+#define CLNET__SQRT(x) sqrt(x)
+#endif
+
+#if defined(__GNUC__)
+#define CLNET__PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define CLNET__PRINTF(text, first)
+#endif
+
+// >>basics
+// Numbers, memory, errors: what every block below may use.
+
+typedef struct clnet__cpu {
+    int threads;
+    clnet_isa isa; // never CLNET_ISA_AUTO
+    bool reference;
+} clnet__cpu;
+
+struct clnet_context {
+    clnet_result result;
+    char error[4096];
+    clnet_allocator allocator;
+    clnet_files files;
+    clnet_backend backend;
+    clnet__cpu cpu;
+};
+
+static clnet_files clnet__default_files(void); // >>files
+
+static int clnet__min(int a, int b) { return a < b ? a : b; }
+static int clnet__max(int a, int b) { return a > b ? a : b; }
+static int clnet__or(int value, int fallback) { return value ? value : fallback; }
+static double clnet__or_double(double value, double fallback) {
+    return value != 0 ? value : fallback;
+}
+static size_t clnet__or_size(size_t value, size_t fallback) { return value ? value : fallback; }
+
+// false: the result does not fit into a size_t.
+static bool clnet__mul(size_t a, size_t b, size_t *out) {
+    *out = a * b;
+    return b == 0 || a <= SIZE_MAX / b;
+}
+
+static bool clnet__add(size_t a, size_t b, size_t *out) {
+    *out = a + b;
+    return a <= SIZE_MAX - b;
+}
+
+static size_t clnet__round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+// Records the first failure of a context and returns the one on record.
+static clnet_result clnet__fail(clnet_context *ctx, clnet_result result, const char *format, ...)
+    CLNET__PRINTF(3, 4);
+static clnet_result clnet__fail(clnet_context *ctx, clnet_result result, const char *format, ...) {
+    if (ctx->result == CLNET_OK) {
+        ctx->result = result;
+        va_list args;
+        va_start(args, format);
+        vsnprintf(ctx->error, sizeof ctx->error, format, args);
+        va_end(args);
+    }
+    return ctx->result;
+}
+
+static void *clnet__default_alloc(void *user, size_t bytes) {
+    (void)user;
+    return CLNET_MALLOC(bytes);
+}
+
+static void clnet__default_free(void *user, void *memory) {
+    (void)user;
+    CLNET_FREE(memory);
+}
+
+// Zeroed memory, or NULL with the failure on record.
+static void *clnet__alloc(clnet_context *ctx, size_t bytes) {
+    void *memory = ctx->allocator.alloc(ctx->allocator.user, bytes ? bytes : 1);
+    if (memory) {
+        memset(memory, 0, bytes);
+    } else {
+        clnet__fail(ctx, CLNET_ERROR_MEMORY, "out of memory: %zu bytes", bytes);
+    }
+    return memory;
+}
+
+static void clnet__free(clnet_context *ctx, void *memory) {
+    if (memory) {
+        ctx->allocator.free(ctx->allocator.user, memory);
+    }
+}
+
+static char *clnet__copy_text(clnet_context *ctx, const char *text) {
+    char *copy = clnet__alloc(ctx, strlen(text) + 1);
+    return copy ? strcpy(copy, text) : NULL;
+}
+
+// A list that grows by doubling: room for one more item of `bytes`, or false.
+static bool clnet__grow(clnet_context *ctx, void **items, int count, size_t bytes) {
+    if (count & (count - 1)) {
+        return true; // the capacity is the next power of two, and count has not reached it
+    }
+    void *larger = clnet__alloc(ctx, (count ? 2 * (size_t)count : 1) * bytes);
+    if (!larger) {
+        return false;
+    }
+    if (count) {
+        memcpy(larger, *items, (size_t)count * bytes);
+    }
+    clnet__free(ctx, *items);
+    *items = larger;
+    return true;
+}
+
+clnet_result clnet_context_result(const clnet_context *ctx) {
+    return ctx ? ctx->result : CLNET_ERROR_MEMORY;
+}
+
+const char *clnet_error(const clnet_context *ctx) { return ctx ? ctx->error : "out of memory"; }
+
+void clnet_context_clear(clnet_context *ctx) {
+    if (ctx && ctx->result != CLNET_ERROR_DEVICE) {
+        ctx->result = CLNET_OK;
+        ctx->error[0] = 0;
+    }
+}
+
+const char *clnet_context_device(const clnet_context *ctx) { return ctx->backend.device; }
+const char *clnet_context_isa(const clnet_context *ctx) { return ctx->backend.isa; }
+int clnet_context_threads(const clnet_context *ctx) { return ctx->backend.threads; }
+
+const char *clnet_isa_name(clnet_isa isa) {
+    static const char *const names[] = {"auto", "portable", "avx2", "avx512"};
+    return (size_t)isa < sizeof names / sizeof *names ? names[isa] : "unknown";
+}
+
+// >>threads
+// Runs task(arg, i, worker) for every i below count, on up to cpu->threads threads; worker says which
+// one. What a task computes must not depend on who runs it.
+typedef void clnet__task(void *arg, size_t index, int worker);
+
+static void clnet__parallel(const clnet__cpu *cpu, size_t count, clnet__task *task, void *arg) {
+#ifdef _OPENMP
+    if (cpu->threads > 1 && count > 1) {
+        const long long tasks = (long long)count;
+#pragma omp parallel for num_threads(cpu->threads) schedule(dynamic)
+        for (long long i = 0; i < tasks; i++) {
+            task(arg, (size_t)i, omp_get_thread_num());
+        }
+        return;
+    }
+#endif
+    (void)cpu;
+    for (size_t i = 0; i < count; i++) {
+        task(arg, i, 0);
+    }
+}
+
+#if defined(__GNUC__)
+#define CLNET__RESTRICT __restrict__
+#else
+#define CLNET__RESTRICT
+#endif
+
+#ifdef CLNET__FAST
+// >>convolution
+// Convolution and linear on the CPU, all three passes as one mechanism: a product of matrices whose
+// left rows are found through pointers. A linear layer is the case H = W = KH = KW = 1 with N rows.
+//
+//     y[pixel][oc]     = b[oc] + sum over tap, ic of x[source(pixel, tap)][ic] * w[tap][ic][oc]
+//     dx[pixel][ic]   += sum over tap, oc of dy[source(pixel, tap)][oc] * w[tap][ic][oc]
+//     dw[tap][ic][oc] += sum over pixels of x[source(pixel, tap)][ic] * dy[pixel][oc]
+//
+// A tap is one (kh, kw). Forward, source(pixel, tap) = pixel*stride - padding + tap*dilation, or a
+// row of zeros where that falls outside. Backward it is (pixel + padding - tap*dilation)/stride
+// where that is whole: input pixels with the same remainder modulo the stride (a phase) share the
+// taps for which it is, so each phase is a product with fewer taps.
+//
+// The tile: one function multiplies ROWS pixels by COLUMNS channels in registers (6 x 16 AVX2, 12 x
+// 32 AVX-512, 6 x 8 portable). Per step of k it reads one number of each row through a pointer and
+// two vectors of the packed right side, whose panels are [tap][k][COLUMNS], zero beyond the last
+// channel. So nothing of x is copied but in backward weight.
+//
+// Blocks: a task is some pixels times some channels. It packs DEPTH rows of w for its channels,
+// then takes panel after panel (16 KB with AVX2, in L1) through all its pixels, whose DEPTH
+// channels stay in L2. Measured on a Zen 3, AVX2, one thread, share of the FMA peak, best of seven:
+// the tile alone 92 % in chains of 32 and 98 % in chains of 128; 3x3 layers of 64 to 256 channels
+// forward and backward data 79 to 84 %, backward weight 65 to 74 %; 512 channels at 28 x 28 75 %,
+// 1024 at 14 x 14 64 %, where packing w, which is larger than x, takes a fifth of the time.
+// Without the gap between panels, eight of them fall into the same sets of L1.
+//
+// Accuracy: a sum of n products of equal sign drifts by about 0.24 sqrt(n) units of 2^-24 in one
+// chain, and by about 0.24 sqrt(chain^2/n + n/chain) if chains are added to memory, least at 2
+// chain^3 = n^2. So chains grow with n.
+//
+// Order of sums: forward and backward data add in an order that depends on channels, kernel and
+// instruction set, never on how tasks are cut: the same bits for any number of threads and any
+// batch. Backward weight sums chains of pixels, GROUP pixels of them, then slices, which are added
+// in double; their cuts depend on the shape alone, batch included.
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define CLNET__CONV2D_X86
+#include <immintrin.h>
+#endif
+
+#define CLNET__CONV2D_CHAIN    32  // products a tile sums in registers, at least, before it adds
+#define CLNET__CONV2D_DEPTH    256 // rows (tap, k) of a packed panel; the longest chain
+#define CLNET__CONV2D_PIXELS   400 // pixels of a task at most
+#define CLNET__CONV2D_BLOCK    128 // channels of a task at most, a multiple of every COLUMNS
+#define CLNET__CONV2D_GAP      16  // floats between packed panels
+#define CLNET__CONV2D_MAX_ROWS 12  // largest ROWS of any tile
+// Backward weight:
+#define CLNET__CONV2D_WEIGHT_ROWS  576  // rows (tap, ic) of a task
+#define CLNET__CONV2D_WEIGHT_CHAIN 64   // pixels of a chain at most; their rows, 147 KB, stay in L2
+#define CLNET__CONV2D_GROUP        1024 // pixels summed before they are added to dw
+#define CLNET__CONV2D_SLICE        65536 // pixels of a slice at most: 64 groups
+#define CLNET__CONV2D_TASKS        32    // pixels are sliced until there are so many tasks
+
+// The vector operations of each instruction set, under the same names. Only the tiles use them.
+
+// Four floats. gcc and clang have them as a type, on every processor; elsewhere a structure does,
+// more slowly.
+#ifdef __GNUC__
+typedef float clnet__vec4 __attribute__((vector_size(16)));
+#define CLNET__VEC4_FMA(a, b, c) ((a) * (b) + (c))
+#define CLNET__VEC4_ADD(a, b)    ((a) + (b))
+#define CLNET__VEC4_SPLAT(x)     ((clnet__vec4){(x), (x), (x), (x)})
+#else
+typedef struct clnet__vec4 {
+    float f[4];
+} clnet__vec4;
+
+static inline clnet__vec4 clnet__vec4_splat(float x) {
+    const clnet__vec4 v = {{x, x, x, x}};
+    return v;
+}
+
+static inline clnet__vec4 clnet__vec4_fma(clnet__vec4 a, clnet__vec4 b, clnet__vec4 c) {
+    for (int i = 0; i < 4; i++) {
+        c.f[i] += a.f[i] * b.f[i];
+    }
+    return c;
+}
+
+#define CLNET__VEC4_FMA(a, b, c) clnet__vec4_fma(a, b, c)
+#define CLNET__VEC4_ADD(a, b)    clnet__vec4_fma(a, clnet__vec4_splat(1.0f), b)
+#define CLNET__VEC4_SPLAT(x)     clnet__vec4_splat(x)
+#endif
+
+static inline clnet__vec4 clnet__vec4_load(const float *p) {
+    clnet__vec4 v;
+    memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+static inline void clnet__vec4_store(float *p, clnet__vec4 v) { memcpy(p, &v, sizeof(v)); }
+
+#define CLNET__PORTABLE_TARGET
+#define CLNET__PORTABLE_ROWS  6
+#define CLNET__PORTABLE_LANES 4
+#define CLNET__PORTABLE_VEC   clnet__vec4
+#define CLNET__PORTABLE_LOAD  clnet__vec4_load
+#define CLNET__PORTABLE_STORE clnet__vec4_store
+#define CLNET__PORTABLE_SPLAT CLNET__VEC4_SPLAT
+#define CLNET__PORTABLE_ADD   CLNET__VEC4_ADD
+#define CLNET__PORTABLE_FMA   CLNET__VEC4_FMA
+
+#define CLNET__AVX2_TARGET __attribute__((target("avx2,fma")))
+#define CLNET__AVX2_ROWS   6
+#define CLNET__AVX2_LANES  8
+#define CLNET__AVX2_VEC    __m256
+#define CLNET__AVX2_LOAD   _mm256_loadu_ps
+#define CLNET__AVX2_STORE  _mm256_storeu_ps
+#define CLNET__AVX2_SPLAT  _mm256_set1_ps
+#define CLNET__AVX2_ADD    _mm256_add_ps
+#define CLNET__AVX2_FMA    _mm256_fmadd_ps
+
+#define CLNET__AVX512_TARGET __attribute__((target("avx512f")))
+#define CLNET__AVX512_ROWS   12
+#define CLNET__AVX512_LANES  16
+#define CLNET__AVX512_VEC    __m512
+#define CLNET__AVX512_LOAD   _mm512_loadu_ps
+#define CLNET__AVX512_STORE  _mm512_storeu_ps
+#define CLNET__AVX512_SPLAT  _mm512_set1_ps
+#define CLNET__AVX512_ADD    _mm512_add_ps
+#define CLNET__AVX512_FMA    _mm512_fmadd_ps
+
+// c[row][c_offset + column] +=
+//     sum over tap, k of a[tap*ROWS + row][a_offset + k*a_step] * b[tap][k][column]
+typedef void clnet__conv2d_tile(float *const *c, size_t c_offset, const float *const *a,
+                                size_t a_offset, size_t a_step, const float *b, int taps,
+                                int depth);
+
+// Rows are written out as named variables, not as an array and a loop: every compiler then keeps
+// them in registers, while arrays depend on unrolling (clang with GCC's pragma leaves them in
+// memory: 2 to 3 times slower).
+#define CLNET__TILE_ROWS_6(X, isa) X(isa, 0) X(isa, 1) X(isa, 2) X(isa, 3) X(isa, 4) X(isa, 5)
+#define CLNET__TILE_ROWS_12(X, isa)                                                                \
+    CLNET__TILE_ROWS_6(X, isa)                                                                     \
+    X(isa, 6) X(isa, 7) X(isa, 8) X(isa, 9) X(isa, 10) X(isa, 11)
+
+#define CLNET__TILE_CLEAR(isa, r) CLNET__##isa##_VEC s##r##_0 = zero, s##r##_1 = zero;
+#define CLNET__TILE_POINT(isa, r) const float *a##r = a[r] + a_offset;
+#define CLNET__TILE_MULTIPLY(isa, r)                                                               \
+    v = CLNET__##isa##_SPLAT(a##r[i]);                                                             \
+    s##r##_0 = CLNET__##isa##_FMA(v, b0, s##r##_0);                                                \
+    s##r##_1 = CLNET__##isa##_FMA(v, b1, s##r##_1);
+#define CLNET__TILE_ADD(isa, r)                                                                    \
+    y = c[r] + c_offset;                                                                           \
+    CLNET__##isa##_STORE(y, CLNET__##isa##_ADD(CLNET__##isa##_LOAD(y), s##r##_0));                 \
+    y += CLNET__##isa##_LANES;                                                                     \
+    CLNET__##isa##_STORE(y, CLNET__##isa##_ADD(CLNET__##isa##_LOAD(y), s##r##_1));
+
+#define CLNET__TILE(name, isa, rows)                                                               \
+    CLNET__##isa##_TARGET static void name(float *const *c, size_t c_offset,                       \
+                                           const float *const *a, size_t a_offset, size_t a_step,  \
+                                           const float *b, int taps, int depth) {                  \
+        const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
+        rows(CLNET__TILE_CLEAR, isa) for (int t = 0; t < taps; t++) {                              \
+            rows(CLNET__TILE_POINT, isa) size_t i = 0;                                             \
+            for (int k = 0; k < depth; k++) {                                                      \
+                const CLNET__##isa##_VEC b0 = CLNET__##isa##_LOAD(b);                              \
+                const CLNET__##isa##_VEC b1 = CLNET__##isa##_LOAD(b + CLNET__##isa##_LANES);       \
+                CLNET__##isa##_VEC v;                                                              \
+                rows(CLNET__TILE_MULTIPLY, isa) b += 2 * CLNET__##isa##_LANES;                     \
+                i += a_step;                                                                       \
+            }                                                                                      \
+            a += CLNET__##isa##_ROWS;                                                              \
+        }                                                                                          \
+        float *y;                                                                                  \
+        rows(CLNET__TILE_ADD, isa)                                                                 \
+    }
+
+CLNET__TILE(clnet__conv2d_tile_portable, PORTABLE, CLNET__TILE_ROWS_6)
+#ifdef CLNET__CONV2D_X86
+CLNET__TILE(clnet__conv2d_tile_avx2, AVX2, CLNET__TILE_ROWS_6)
+CLNET__TILE(clnet__conv2d_tile_avx512, AVX512, CLNET__TILE_ROWS_12)
+#endif
+
+static bool clnet__isa_supported(clnet_isa isa) {
+#ifdef CLNET__CONV2D_X86
+    if (isa == CLNET_ISA_AVX2) {
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    }
+    if (isa == CLNET_ISA_AVX512) {
+        return __builtin_cpu_supports("avx512f");
+    }
+#endif
+    return isa == CLNET_ISA_AUTO || isa == CLNET_ISA_PORTABLE;
+}
+
+static clnet_isa clnet__isa_best(void) {
+    if (clnet__isa_supported(CLNET_ISA_AVX512)) {
+        return CLNET_ISA_AVX512;
+    }
+    return clnet__isa_supported(CLNET_ISA_AVX2) ? CLNET_ISA_AVX2 : CLNET_ISA_PORTABLE;
+}
+
+typedef struct clnet__conv2d_kernel {
+    int rows, columns;
+    clnet__conv2d_tile *tile;
+} clnet__conv2d_kernel;
+
+static clnet__conv2d_kernel clnet__conv2d_kernel_of(clnet_isa isa) {
+    clnet__conv2d_kernel k = {CLNET__PORTABLE_ROWS, 2 * CLNET__PORTABLE_LANES,
+                              clnet__conv2d_tile_portable};
+#ifdef CLNET__CONV2D_X86
+    if (isa == CLNET_ISA_AVX2) {
+        k = (clnet__conv2d_kernel){CLNET__AVX2_ROWS, 2 * CLNET__AVX2_LANES,
+                                   clnet__conv2d_tile_avx2};
+    } else if (isa == CLNET_ISA_AVX512) {
+        k = (clnet__conv2d_kernel){CLNET__AVX512_ROWS, 2 * CLNET__AVX512_LANES,
+                                   clnet__conv2d_tile_avx512};
+    }
+#endif
+    (void)isa;
+    return k;
+}
+
+// A grid: pixels (n, i, j) and the source pixels that their taps read.
+
+typedef struct clnet__conv2d_tap {
+    int index, h, w;  // kh*KW + kw; source pixel = (i, j)*step + (h, w)
+    ptrdiff_t offset; // h*SW + w
+} clnet__conv2d_tap;
+
+typedef struct clnet__conv2d_grid {
+    int N, H, W;         // pixels of the grid
+    int SH, SW, step[2]; // size of the source, its pixels per pixel of the grid
+    size_t s_stride;     // elements between neighbouring source pixels
+    const float *zeros;  // stands in for source pixels outside
+    const clnet__conv2d_tap *tap;
+    int taps;
+} clnet__conv2d_grid;
+
+typedef struct clnet__conv2d_pixel {
+    int n, i, j;
+} clnet__conv2d_pixel;
+
+static clnet__conv2d_pixel clnet__conv2d_pixel_at(const clnet__conv2d_grid *g, size_t index) {
+    const size_t row = index / (size_t)g->W;
+    return (clnet__conv2d_pixel){(int)(row / (size_t)g->H), (int)(row % (size_t)g->H),
+                                 (int)(index % (size_t)g->W)};
+}
+
+static void clnet__conv2d_pixel_next(const clnet__conv2d_grid *g, clnet__conv2d_pixel *p) {
+    if (++p->j == g->W) {
+        p->j = 0;
+        if (++p->i == g->H) {
+            p->i = 0;
+            p->n++;
+        }
+    }
+}
+
+// The source pixel of a tap. All that depends on the pixel alone is the same for all taps, so
+// compilers compute it once.
+static inline const float *clnet__conv2d_source(const clnet__conv2d_grid *g, const float *source,
+                                                clnet__conv2d_pixel p,
+                                                const clnet__conv2d_tap *tap) {
+    const int h0 = p.i * g->step[0], w0 = p.j * g->step[1];
+    const ptrdiff_t first = ((ptrdiff_t)p.n * g->SH + h0) * g->SW + w0;
+    if ((unsigned)(h0 + tap->h) >= (unsigned)g->SH || (unsigned)(w0 + tap->w) >= (unsigned)g->SW) {
+        return g->zeros;
+    }
+    return source + (first + tap->offset) * (ptrdiff_t)g->s_stride;
+}
+
+// The forward grid has one row per output pixel and all taps, listed by the second function.
+static clnet__conv2d_grid clnet__conv2d_grid_forward(const clnet_conv2d_sizes *s,
+                                                     const float *zeros,
+                                                     const clnet__conv2d_tap *tap) {
+    return (clnet__conv2d_grid){
+        .N = s->N,
+        .H = s->OH,
+        .W = s->OW,
+        .SH = s->H,
+        .SW = s->W,
+        .step = {s->stride[0], s->stride[1]},
+        .s_stride = s->x_stride,
+        .zeros = zeros,
+        .tap = tap,
+        .taps = s->KH * s->KW,
+    };
+}
+
+static void clnet__conv2d_list_taps(const clnet_conv2d_sizes *s, clnet__conv2d_tap *tap) {
+    for (int t = 0; t < s->KH * s->KW; t++) {
+        const int h = t / s->KW * s->dilation[0] - s->padding[0];
+        const int w = t % s->KW * s->dilation[1] - s->padding[1];
+        tap[t] = (clnet__conv2d_tap){t, h, w, (ptrdiff_t)h * s->W + w};
+    }
+}
+
+// The backward grid of one phase: input pixels (h0 + i*stride, w0 + j*stride) and the taps that
+// reach them.
+static clnet__conv2d_grid clnet__conv2d_grid_backward(const clnet_conv2d_sizes *s, int h0, int w0,
+                                                      const float *zeros, clnet__conv2d_tap *tap) {
+    int taps = 0;
+    for (int t = 0; t < s->KH * s->KW; t++) {
+        const int h = h0 + s->padding[0] - t / s->KW * s->dilation[0];
+        const int w = w0 + s->padding[1] - t % s->KW * s->dilation[1];
+        if (h % s->stride[0] == 0 && w % s->stride[1] == 0) {
+            tap[taps].index = t;
+            tap[taps].h = h / s->stride[0];
+            tap[taps].w = w / s->stride[1];
+            tap[taps].offset = (ptrdiff_t)tap[taps].h * s->OW + tap[taps].w;
+            taps++;
+        }
+    }
+    return (clnet__conv2d_grid){
+        .N = s->N,
+        .H = (s->H - h0 + s->stride[0] - 1) / s->stride[0],
+        .W = (s->W - w0 + s->stride[1] - 1) / s->stride[1],
+        .SH = s->OH,
+        .SW = s->OW,
+        .step = {1, 1},
+        .s_stride = s->y_stride,
+        .zeros = zeros,
+        .tap = tap,
+        .taps = taps,
+    };
+}
+
+// Cuts `n` into equal parts of at most `most`, each a multiple of `unit` except the last.
+static size_t clnet__conv2d_cut(size_t n, size_t most, size_t unit) {
+    const size_t parts = (n + most - 1) / most;
+    return clnet__round_up((n + parts - 1) / parts, unit);
+}
+
+static size_t clnet__conv2d_parts(size_t n, size_t part) { return (n + part - 1) / part; }
+
+static size_t clnet__conv2d_min(size_t a, size_t b) { return a < b ? a : b; }
+
+// The product of forward and backward data:
+// y[pixel][column] (+)= sum over tap, k of source[source(pixel, tap)][k] * w[tap][k][column]
+
+typedef struct clnet__conv2d_product {
+    clnet__conv2d_kernel kernel;
+    clnet__conv2d_grid grid;
+    const float *source, *w, *bias;
+    float *y;
+    size_t y_stride;
+    int YH, YW, origin[2], y_step[2];     // grid pixel (n, i, j) is y's (n, origin + (i, j)*y_step)
+    size_t w_tap, w_k, w_column, w_group; // strides of w
+    size_t groups, K, columns;            // K and columns: per group
+    bool add;                             // false: y starts from bias or zero
+    size_t chain;                         // products summed in registers before they are added to y
+    size_t depth, taps, pixels, block;    // cuts of K, taps, pixels and columns
+    char *scratch;                        // of all workers
+} clnet__conv2d_product;
+
+typedef struct clnet__conv2d_scratch {
+    const float **a; // [tile][tap][row]: rows of the source
+    float **c;       // [tile][row]: rows of y, from the task's first column
+    float *b;        // [panel][tap][k][column], packed weights
+    float *edge;     // one tile, for narrower panels
+    float *dead;     // stands in for rows beyond the last pixel
+} clnet__conv2d_scratch;
+
+static size_t clnet__conv2d_product_tasks(const clnet__conv2d_product *p) {
+    const size_t pixels = (size_t)p->grid.N * (size_t)p->grid.H * (size_t)p->grid.W;
+    return clnet__conv2d_parts(pixels, p->pixels) * p->groups *
+           clnet__conv2d_parts(p->columns, p->block);
+}
+
+// Products of a chain where n are summed: see Accuracy above.
+static size_t clnet__conv2d_chain(size_t n) {
+    size_t chain = CLNET__CONV2D_CHAIN;
+    const double square = (double)n * (double)n;
+    while (chain < CLNET__CONV2D_DEPTH && 2.0 * (double)(chain * chain * chain) < square) {
+        chain *= 2;
+    }
+    return chain;
+}
+
+// Results do not depend on `pixels` and `block`, so these may depend on the threads: four tasks for
+// each where possible.
+static void clnet__conv2d_product_cut(const clnet__cpu *cpu, clnet__conv2d_product *p) {
+    const size_t all = (size_t)p->grid.N * (size_t)p->grid.H * (size_t)p->grid.W;
+    const size_t wanted = 4 * (size_t)cpu->threads;
+    const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
+    p->chain = clnet__conv2d_chain(p->K * (size_t)p->grid.taps);
+    p->depth = clnet__conv2d_cut(p->K, CLNET__CONV2D_DEPTH, 1);
+    p->taps = clnet__conv2d_cut((size_t)p->grid.taps, CLNET__CONV2D_DEPTH / p->depth, 1);
+    p->pixels = clnet__conv2d_cut(all, CLNET__CONV2D_PIXELS, rows);
+    p->block = clnet__conv2d_min(CLNET__CONV2D_BLOCK, clnet__round_up(p->columns, columns));
+    while (clnet__conv2d_product_tasks(p) < wanted && p->block > columns) {
+        p->block = clnet__round_up(p->block / 2, columns);
+    }
+    while (clnet__conv2d_product_tasks(p) < wanted && p->pixels > 8 * rows) {
+        p->pixels = clnet__round_up(p->pixels / 2, rows);
+    }
+}
+
+// Takes `more` bytes, whole cache lines, behind the `bytes` that are taken; returns where they
+// begin.
+static size_t clnet__conv2d_carve(size_t *bytes, size_t more) {
+    const size_t at = *bytes;
+    *bytes += clnet__round_up(more, 64);
+    return at;
+}
+
+// Where each part of a worker's scratch begins, in bytes. `end` grows with pixels and taps alone.
+typedef struct clnet__conv2d_layout {
+    size_t a, c, b, edge, dead, end;
+} clnet__conv2d_layout;
+
+static clnet__conv2d_layout clnet__conv2d_product_layout(const clnet__conv2d_product *p) {
+    const size_t pixels = (size_t)p->grid.N * (size_t)p->grid.H * (size_t)p->grid.W;
+    const size_t rows =
+        clnet__round_up(clnet__conv2d_min(pixels, CLNET__CONV2D_PIXELS), (size_t)p->kernel.rows);
+    const size_t b =
+        (CLNET__CONV2D_DEPTH + CLNET__CONV2D_GAP) * CLNET__CONV2D_BLOCK * sizeof(float);
+    clnet__conv2d_layout at = {0};
+    at.a = clnet__conv2d_carve(&at.end, rows * (size_t)p->grid.taps * sizeof(float *));
+    at.c = clnet__conv2d_carve(&at.end, rows * sizeof(float *));
+    at.b = clnet__conv2d_carve(&at.end, b);
+    at.edge =
+        clnet__conv2d_carve(&at.end, (size_t)(p->kernel.rows * p->kernel.columns) * sizeof(float));
+    at.dead = clnet__conv2d_carve(&at.end, CLNET__CONV2D_BLOCK * sizeof(float));
+    return at;
+}
+
+static clnet__conv2d_scratch clnet__conv2d_product_scratch(const clnet__conv2d_product *p,
+                                                           int worker) {
+    const clnet__conv2d_layout at = clnet__conv2d_product_layout(p);
+    char *base = p->scratch + (size_t)worker * at.end;
+    return (clnet__conv2d_scratch){
+        .a = (const float **)(void *)(base + at.a),
+        .c = (float **)(void *)(base + at.c),
+        .b = (float *)(void *)(base + at.b),
+        .edge = (float *)(void *)(base + at.edge),
+        .dead = (float *)(void *)(base + at.dead),
+    };
+}
+
+// Finds the rows of a task: where each pixel's taps read and where its result goes.
+static void clnet__conv2d_product_point(const clnet__conv2d_product *p,
+                                        const clnet__conv2d_scratch *m, size_t first, size_t pixels,
+                                        size_t group, size_t column) {
+    const clnet__conv2d_grid *g = &p->grid;
+    const size_t rows = (size_t)p->kernel.rows, taps = (size_t)g->taps;
+    const size_t end = clnet__round_up(pixels, rows);
+    clnet__conv2d_pixel at = clnet__conv2d_pixel_at(g, first);
+    for (size_t r = 0; r < end; r++) {
+        const float **a = m->a + r / rows * rows * taps + r % rows;
+        if (r < pixels) {
+            for (size_t t = 0; t < taps; t++) {
+                a[t * rows] = clnet__conv2d_source(g, p->source + group * p->K, at, &g->tap[t]);
+            }
+            const size_t h = (size_t)(p->origin[0] + at.i * p->y_step[0]);
+            const size_t w = (size_t)(p->origin[1] + at.j * p->y_step[1]);
+            m->c[r] = p->y +
+                      (((size_t)at.n * (size_t)p->YH + h) * (size_t)p->YW + w) * p->y_stride +
+                      group * p->columns + column;
+            clnet__conv2d_pixel_next(g, &at);
+        } else {
+            for (size_t t = 0; t < taps; t++) {
+                a[t * rows] = g->zeros;
+            }
+            m->c[r] = m->dead;
+        }
+    }
+}
+
+// Copies columns [0, width) of `from` into panels that lie `panel` elements apart, zero beyond the
+// last column. The inner loops follow the unit stride, all columns of a row before the next: rows
+// may be pages apart.
+static void clnet__conv2d_pack(float *to, size_t panel, size_t columns, const float *from,
+                               size_t depth, size_t k_stride, size_t width, size_t column_stride) {
+    if (width % columns != 0) {
+        memset(to + width / columns * panel, 0, depth * columns * sizeof(float));
+    }
+    if (column_stride == 1) {
+        for (size_t k = 0; k < depth; k++) {
+            for (size_t j = 0; j < width; j += columns) {
+                const size_t some = clnet__conv2d_min(columns, width - j);
+                memcpy(to + j / columns * panel + k * columns, from + k * k_stride + j,
+                       some * sizeof(float));
+            }
+        }
+    } else {
+        for (size_t j = 0; j < width; j++) {
+            float *column = to + j / columns * panel + j % columns;
+            for (size_t k = 0; k < depth; k++) {
+                column[k * columns] = from[j * column_stride + k * k_stride];
+            }
+        }
+    }
+}
+
+// One tile times one panel [taps][depth][COLUMNS], in chains.
+static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c, size_t c_offset,
+                                 const float *const *a, size_t a_offset, const float *b,
+                                 size_t taps, size_t depth) {
+    const size_t t_step = depth < p->chain ? p->chain / depth : 1;
+    const size_t k_step = clnet__conv2d_cut(depth, p->chain, 1);
+    const size_t rows = (size_t)p->kernel.rows, columns = (size_t)p->kernel.columns;
+    for (size_t t = 0; t < taps; t += t_step) {
+        for (size_t k = 0; k < depth; k += k_step) {
+            p->kernel.tile(c, c_offset, a + t * rows, a_offset + k, 1,
+                           b + (t * depth + k) * columns, (int)clnet__conv2d_min(t_step, taps - t),
+                           (int)clnet__conv2d_min(k_step, depth - k));
+        }
+    }
+}
+
+// The same where fewer columns than the tile's are wanted: through a buffer, so that nothing beyond
+// them is touched.
+static void clnet__conv2d_edge(const clnet__conv2d_product *p, float *edge, float *const *c,
+                               size_t c_offset, size_t width, const float *const *a,
+                               size_t a_offset, const float *b, size_t taps, size_t depth) {
+    float *rows[CLNET__CONV2D_MAX_ROWS];
+    for (int r = 0; r < p->kernel.rows; r++) {
+        rows[r] = edge + r * p->kernel.columns;
+        memset(rows[r], 0, (size_t)p->kernel.columns * sizeof(float));
+        memcpy(rows[r], c[r] + c_offset, width * sizeof(float));
+    }
+    clnet__conv2d_chains(p, rows, 0, a, a_offset, b, taps, depth);
+    for (int r = 0; r < p->kernel.rows; r++) {
+        memcpy(c[r] + c_offset, rows[r], width * sizeof(float));
+    }
+}
+
+// All tiles of a task times the weights of taps [t0, t0 + taps) and channels [k0, k0 + depth).
+static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
+                                        const clnet__conv2d_scratch *m, size_t tiles,
+                                        const float *w, size_t width, size_t t0, size_t taps,
+                                        size_t k0, size_t depth) {
+    const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
+    const size_t panel = taps * depth * columns + CLNET__CONV2D_GAP;
+    for (size_t t = 0; t < taps; t++) {
+        clnet__conv2d_pack(m->b + t * depth * columns, panel, columns,
+                           w + (size_t)p->grid.tap[t0 + t].index * p->w_tap + k0 * p->w_k, depth,
+                           p->w_k, width, p->w_column);
+    }
+    for (size_t j = 0; j < width; j += columns) {
+        const size_t some = clnet__conv2d_min(columns, width - j);
+        const float *b = m->b + j / columns * panel;
+        for (size_t i = 0; i < tiles; i++) {
+            const float *const *a = m->a + (i * (size_t)p->grid.taps + t0) * rows;
+            if (some == columns) {
+                clnet__conv2d_chains(p, m->c + i * rows, j, a, k0, b, taps, depth);
+            } else {
+                clnet__conv2d_edge(p, m->edge, m->c + i * rows, j, some, a, k0, b, taps, depth);
+            }
+        }
+    }
+}
+
+// y starts from the bias, or from zero.
+static void clnet__conv2d_product_start(float *const *c, size_t pixels, size_t width,
+                                        const float *bias) {
+    for (size_t r = 0; r < pixels; r++) {
+        if (bias) {
+            memcpy(c[r], bias, width * sizeof(float));
+        } else {
+            memset(c[r], 0, width * sizeof(float));
+        }
+    }
+}
+
+static void clnet__conv2d_product_task(void *arg, size_t index, int worker) {
+    const clnet__conv2d_product *p = arg;
+    const clnet__conv2d_grid *g = &p->grid;
+    const clnet__conv2d_scratch m = clnet__conv2d_product_scratch(p, worker);
+    const size_t all = (size_t)g->N * (size_t)g->H * (size_t)g->W;
+    const size_t blocks = clnet__conv2d_parts(p->columns, p->block);
+    const size_t column = index % blocks * p->block;
+    const size_t width = clnet__conv2d_min(p->block, p->columns - column);
+    const size_t first = index / blocks / p->groups * p->pixels;
+    const size_t pixels = clnet__conv2d_min(p->pixels, all - first);
+    const size_t group = index / blocks % p->groups, taps = (size_t)g->taps;
+    const float *w = p->w + group * p->w_group + column * p->w_column;
+    clnet__conv2d_product_point(p, &m, first, pixels, group, column);
+    if (!p->add) {
+        clnet__conv2d_product_start(m.c, pixels, width,
+                                    p->bias ? p->bias + group * p->columns + column : NULL);
+    }
+    memset(m.dead, 0, CLNET__CONV2D_BLOCK * sizeof(float));
+    for (size_t k = 0; k < p->K; k += p->depth) {
+        for (size_t t = 0; t < taps; t += p->taps) {
+            clnet__conv2d_product_block(p, &m, clnet__conv2d_parts(pixels, (size_t)p->kernel.rows),
+                                        w, width, t, clnet__conv2d_min(p->taps, taps - t), k,
+                                        clnet__conv2d_min(p->depth, p->K - k));
+        }
+    }
+}
+
+static void clnet__conv2d_product_run(const clnet__cpu *cpu, clnet__conv2d_product *p) {
+    clnet__conv2d_product_cut(cpu, p);
+    clnet__parallel(cpu, clnet__conv2d_product_tasks(p), clnet__conv2d_product_task, p);
+}
+
+// What all workers share: a row of zeros and the list of taps. The workers' scratch follows.
+
+typedef struct clnet__conv2d_shared {
+    float *zeros;
+    clnet__conv2d_tap *tap;
+    char *rest;
+} clnet__conv2d_shared;
+
+static size_t clnet__conv2d_shared_zeros(const clnet_conv2d_sizes *s) {
+    const int most = s->C > s->OC ? s->C : s->OC;
+    return clnet__round_up((size_t)(most / s->groups) * sizeof(float), 64);
+}
+
+static size_t clnet__conv2d_shared_bytes(const clnet_conv2d_sizes *s) {
+    return clnet__conv2d_shared_zeros(s) +
+           clnet__round_up((size_t)s->KH * (size_t)s->KW * sizeof(clnet__conv2d_tap), 64);
+}
+
+static clnet__conv2d_shared clnet__conv2d_share(const clnet_conv2d_sizes *s, void *workspace) {
+    char *base = workspace;
+    memset(base, 0, clnet__conv2d_shared_zeros(s));
+    return (clnet__conv2d_shared){
+        .zeros = workspace,
+        .tap = (clnet__conv2d_tap *)(void *)(base + clnet__conv2d_shared_zeros(s)),
+        .rest = base + clnet__conv2d_shared_bytes(s),
+    };
+}
+
+static clnet__conv2d_product clnet__conv2d_product_forward(const clnet__cpu *cpu,
+                                                           const clnet_conv2d_sizes *s,
+                                                           const clnet__conv2d_shared *shared) {
+    const size_t K = (size_t)(s->C / s->groups), columns = (size_t)(s->OC / s->groups);
+    const size_t OC = (size_t)s->OC;
+    return (clnet__conv2d_product){
+        .kernel = clnet__conv2d_kernel_of(cpu->isa),
+        .grid = clnet__conv2d_grid_forward(s, shared->zeros, shared->tap),
+        .y_stride = s->y_stride,
+        .YH = s->OH,
+        .YW = s->OW,
+        .y_step = {1, 1},
+        .w_tap = K * OC,
+        .w_k = OC,
+        .w_column = 1,
+        .w_group = columns,
+        .groups = (size_t)s->groups,
+        .K = K,
+        .columns = columns,
+        .scratch = shared->rest,
+    };
+}
+
+static clnet__conv2d_product clnet__conv2d_product_backward(const clnet__cpu *cpu,
+                                                            const clnet_conv2d_sizes *s, int h0,
+                                                            int w0,
+                                                            const clnet__conv2d_shared *shared) {
+    const size_t K = (size_t)(s->OC / s->groups), columns = (size_t)(s->C / s->groups);
+    const size_t OC = (size_t)s->OC;
+    return (clnet__conv2d_product){
+        .kernel = clnet__conv2d_kernel_of(cpu->isa),
+        .grid = clnet__conv2d_grid_backward(s, h0, w0, shared->zeros, shared->tap),
+        .y_stride = s->x_stride,
+        .YH = s->H,
+        .YW = s->W,
+        .origin = {h0, w0},
+        .y_step = {s->stride[0], s->stride[1]},
+        .w_tap = columns * OC,
+        .w_k = 1,
+        .w_column = OC,
+        .w_group = K,
+        .groups = (size_t)s->groups,
+        .K = K,
+        .columns = columns,
+        .add = true,
+        .scratch = shared->rest,
+    };
+}
+
+static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const float *x,
+                                       const float *w, const float *b, const clnet_conv2d_sizes *s,
+                                       void *workspace) {
+    const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
+    clnet__conv2d_product p = clnet__conv2d_product_forward(cpu, s, &shared);
+    clnet__conv2d_list_taps(s, shared.tap);
+    p.y = y;
+    p.source = x;
+    p.w = w;
+    p.bias = b;
+    clnet__conv2d_product_run(cpu, &p);
+}
+
+static void clnet__conv2d_fast_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
+                                             const float *w, const clnet_conv2d_sizes *s,
+                                             void *workspace) {
+    const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
+    for (int h0 = 0; h0 < s->stride[0] && h0 < s->H; h0++) {
+        for (int w0 = 0; w0 < s->stride[1] && w0 < s->W; w0++) {
+            clnet__conv2d_product p = clnet__conv2d_product_backward(cpu, s, h0, w0, &shared);
+            p.y = dx;
+            p.source = dy;
+            p.w = w;
+            if (p.grid.taps > 0) {
+                clnet__conv2d_product_run(cpu, &p);
+            }
+        }
+    }
+}
+
+// Backward weight. A task owns a block of rows (tap, ic) and of columns oc, and a slice of the
+// pixels. It takes them a chain at a time: gathers x as [pixel][row] and dy as panels
+// [pixel][COLUMNS], and adds every tile of their product to sums in L2; once per
+// CLNET__CONV2D_GROUP pixels the sums go to dw, or to the slice's part where there are several
+// slices.
+
+typedef struct clnet__conv2d_weight {
+    clnet__conv2d_kernel kernel;
+    clnet__conv2d_grid grid;
+    const float *x, *dy;
+    float *dw, *parts; // parts: dw's shape for each of several slices
+    size_t dy_stride;
+    size_t groups, C, OC; // C, OC: per group
+    size_t pixels, slices, slice,
+        chain;              // number of pixels and slices, pixels of a slice and of a chain
+    size_t channels, block; // input and output channels of a task
+    size_t rows, a_stride;  // rows of a task in whole tiles; floats per gathered pixel
+    char *scratch;          // of all workers
+} clnet__conv2d_weight;
+
+typedef struct clnet__conv2d_weight_scratch {
+    float *a, *b, *sums; // [pixel][a_stride], [panel][pixel][COLUMNS], [row][block]
+} clnet__conv2d_weight_scratch;
+
+// What one task works on.
+typedef struct clnet__conv2d_weight_part {
+    const float *x, *dy;                  // at the task's first channels
+    float *to;                            // dw or its part, at the task's first channels
+    size_t channels, columns, first, end; // numbers of channels; pixels [first, end)
+} clnet__conv2d_weight_part;
+
+static size_t clnet__conv2d_weight_blocks(const clnet__conv2d_weight *p) {
+    return p->groups * clnet__conv2d_parts(p->C, p->channels) *
+           clnet__conv2d_parts(p->OC, p->block);
+}
+
+static size_t clnet__conv2d_weight_elements(const clnet__conv2d_weight *p) {
+    return (size_t)p->grid.taps * p->C * p->OC * p->groups;
+}
+
+static clnet__conv2d_layout clnet__conv2d_weight_layout(const clnet__conv2d_weight *p) {
+    clnet__conv2d_layout at = {0};
+    at.a = clnet__conv2d_carve(&at.end, p->chain * p->a_stride * sizeof(float));
+    at.b = clnet__conv2d_carve(&at.end, p->chain * p->block * sizeof(float));
+    at.c = clnet__conv2d_carve(&at.end, p->rows * p->block * sizeof(float));
+    return at;
+}
+
+static clnet__conv2d_weight_scratch clnet__conv2d_weight_scratch_of(const clnet__conv2d_weight *p,
+                                                                    int worker) {
+    const clnet__conv2d_layout at = clnet__conv2d_weight_layout(p);
+    char *base = p->scratch + (size_t)worker * at.end;
+    return (clnet__conv2d_weight_scratch){
+        .a = (float *)(void *)(base + at.a),
+        .b = (float *)(void *)(base + at.b),
+        .sums = (float *)(void *)(base + at.c),
+    };
+}
+
+// A gathered pixel takes an odd number of cache lines: with a power of two they would all fall into
+// the same sets.
+static void clnet__conv2d_weight_cut(clnet__conv2d_weight *p) {
+    const size_t taps = (size_t)p->grid.taps;
+    const size_t most = taps < CLNET__CONV2D_WEIGHT_ROWS ? CLNET__CONV2D_WEIGHT_ROWS / taps : 1;
+    p->channels = clnet__conv2d_cut(p->C, most, 1);
+    p->rows = clnet__round_up(taps * p->channels, (size_t)p->kernel.rows);
+    p->a_stride = (clnet__round_up(p->rows, 16) / 16 | 1) * 16;
+    p->block =
+        clnet__conv2d_min(CLNET__CONV2D_BLOCK, clnet__round_up(p->OC, (size_t)p->kernel.columns));
+    p->pixels = (size_t)p->grid.N * (size_t)p->grid.H * (size_t)p->grid.W;
+    const size_t blocks = clnet__conv2d_weight_blocks(p);
+    const size_t least = clnet__conv2d_parts(p->pixels, CLNET__CONV2D_SLICE);
+    const size_t wanted =
+        clnet__conv2d_min(clnet__conv2d_parts(CLNET__CONV2D_TASKS, blocks),
+                          clnet__conv2d_parts(p->pixels, CLNET__CONV2D_GROUP / 2));
+    p->slice = clnet__conv2d_parts(p->pixels, wanted > least ? wanted : least);
+    p->slices = clnet__conv2d_parts(p->pixels, p->slice);
+    p->chain = clnet__conv2d_min(CLNET__CONV2D_WEIGHT_CHAIN, clnet__conv2d_chain(p->slice));
+}
+
+static clnet__conv2d_weight clnet__conv2d_weight_of(const clnet__cpu *cpu,
+                                                    const clnet_conv2d_sizes *s,
+                                                    const clnet__conv2d_shared *shared) {
+    clnet__conv2d_weight p = {
+        .kernel = clnet__conv2d_kernel_of(cpu->isa),
+        .grid = clnet__conv2d_grid_forward(s, shared->zeros, shared->tap),
+        .dy_stride = s->y_stride,
+        .groups = (size_t)s->groups,
+        .C = (size_t)(s->C / s->groups),
+        .OC = (size_t)(s->OC / s->groups),
+    };
+    clnet__conv2d_weight_cut(&p);
+    return p;
+}
+
+static size_t clnet__conv2d_weight_parts_bytes(const clnet__conv2d_weight *p) {
+    return p->slices > 1
+               ? clnet__round_up(p->slices * clnet__conv2d_weight_elements(p) * sizeof(float), 64)
+               : 0;
+}
+
+static void clnet__conv2d_weight_gather(const clnet__conv2d_weight *p,
+                                        const clnet__conv2d_weight_part *part, float *a,
+                                        size_t first, size_t pixels) {
+    const clnet__conv2d_grid *g = &p->grid;
+    const size_t taps = (size_t)g->taps, used = taps * part->channels;
+    clnet__conv2d_pixel at = clnet__conv2d_pixel_at(g, first);
+    for (size_t k = 0; k < pixels; k++) {
+        float *to = a + k * p->a_stride;
+        for (size_t t = 0; t < taps; t++) {
+            const float *from = clnet__conv2d_source(g, part->x, at, &g->tap[t]);
+            memcpy(to + t * part->channels, from, part->channels * sizeof(float));
+        }
+        memset(to + used, 0, (p->rows - used) * sizeof(float));
+        clnet__conv2d_pixel_next(g, &at);
+    }
+}
+
+// sums[row][column] += sum over the chain's pixels of a[pixel][row] * b[pixel][column]
+static void clnet__conv2d_weight_multiply(const clnet__conv2d_weight *p,
+                                          const clnet__conv2d_weight_scratch *m, size_t columns,
+                                          size_t pixels) {
+    const size_t rows = (size_t)p->kernel.rows;
+    for (size_t j = 0; j < columns; j += (size_t)p->kernel.columns) {
+        for (size_t i = 0; i < p->rows; i += rows) {
+            const float *a[CLNET__CONV2D_MAX_ROWS];
+            float *c[CLNET__CONV2D_MAX_ROWS];
+            for (size_t r = 0; r < rows; r++) {
+                a[r] = m->a + i + r;
+                c[r] = m->sums + (i + r) * p->block;
+            }
+            p->kernel.tile(c, j, a, 0, p->a_stride, m->b + j * pixels, 1, (int)pixels);
+        }
+    }
+}
+
+static void clnet__conv2d_weight_chain(const clnet__conv2d_weight *p,
+                                       const clnet__conv2d_weight_part *part,
+                                       const clnet__conv2d_weight_scratch *m, size_t first,
+                                       size_t pixels) {
+    const size_t columns = (size_t)p->kernel.columns;
+    clnet__conv2d_weight_gather(p, part, m->a, first, pixels);
+    clnet__conv2d_pack(m->b, pixels * columns, columns, part->dy + first * p->dy_stride, pixels,
+                       p->dy_stride, part->columns, 1);
+    clnet__conv2d_weight_multiply(p, m, part->columns, pixels);
+}
+
+static void clnet__conv2d_weight_flush(const clnet__conv2d_weight *p,
+                                       const clnet__conv2d_weight_part *part, const float *sums) {
+    for (size_t t = 0; t < (size_t)p->grid.taps; t++) {
+        for (size_t ic = 0; ic < part->channels; ic++) {
+            float *to = part->to + (t * p->C + ic) * p->OC * p->groups;
+            const float *from = sums + (t * part->channels + ic) * p->block;
+            for (size_t oc = 0; oc < part->columns; oc++) {
+                to[oc] += from[oc];
+            }
+        }
+    }
+}
+
+static clnet__conv2d_weight_part clnet__conv2d_weight_part_at(const clnet__conv2d_weight *p,
+                                                              size_t index) {
+    const size_t slice = index % p->slices, oc_blocks = clnet__conv2d_parts(p->OC, p->block);
+    const size_t ic_blocks = clnet__conv2d_parts(p->C, p->channels), block = index / p->slices;
+    const size_t oc = block % oc_blocks * p->block;
+    const size_t ic = block / oc_blocks % ic_blocks * p->channels;
+    const size_t group = block / oc_blocks / ic_blocks;
+    float *to = p->slices > 1 ? p->parts + slice * clnet__conv2d_weight_elements(p) : p->dw;
+    return (clnet__conv2d_weight_part){
+        .x = p->x + group * p->C + ic,
+        .dy = p->dy + group * p->OC + oc,
+        .to = to + ic * p->OC * p->groups + group * p->OC + oc,
+        .channels = clnet__conv2d_min(p->channels, p->C - ic),
+        .columns = clnet__conv2d_min(p->block, p->OC - oc),
+        .first = slice * p->slice,
+        .end = clnet__conv2d_min((slice + 1) * p->slice, p->pixels),
+    };
+}
+
+static void clnet__conv2d_weight_task(void *arg, size_t index, int worker) {
+    const clnet__conv2d_weight *p = arg;
+    const clnet__conv2d_weight_scratch m = clnet__conv2d_weight_scratch_of(p, worker);
+    const clnet__conv2d_weight_part part = clnet__conv2d_weight_part_at(p, index);
+    for (size_t first = part.first; first < part.end; first += CLNET__CONV2D_GROUP) {
+        const size_t pixels = clnet__conv2d_min(CLNET__CONV2D_GROUP, part.end - first);
+        const size_t chain = clnet__conv2d_cut(pixels, p->chain, 1);
+        memset(m.sums, 0, p->rows * p->block * sizeof(float));
+        for (size_t k = 0; k < pixels; k += chain) {
+            clnet__conv2d_weight_chain(p, &part, &m, first + k,
+                                       clnet__conv2d_min(chain, pixels - k));
+        }
+        clnet__conv2d_weight_flush(p, &part, m.sums);
+    }
+}
+
+// dw += sum over slices of their parts, for elements of the task's run.
+static void clnet__conv2d_weight_reduce(void *arg, size_t index, int worker) {
+    const clnet__conv2d_weight *p = arg;
+    const size_t n = clnet__conv2d_weight_elements(p), run = CLNET__CONV2D_GROUP;
+    (void)worker;
+    for (size_t i = index * run; i < clnet__conv2d_min(n, (index + 1) * run); i++) {
+        double sum = 0;
+        for (size_t slice = 0; slice < p->slices; slice++) {
+            sum += (double)p->parts[slice * n + i];
+        }
+        p->dw[i] += (float)sum;
+    }
+}
+
+static void clnet__conv2d_fast_backward_weight(const clnet__cpu *cpu, float *dw, const float *dy,
+                                               const float *x, const clnet_conv2d_sizes *s,
+                                               void *workspace) {
+    const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
+    clnet__conv2d_weight p = clnet__conv2d_weight_of(cpu, s, &shared);
+    const size_t parts = clnet__conv2d_weight_parts_bytes(&p);
+    clnet__conv2d_list_taps(s, shared.tap);
+    p.x = x;
+    p.dy = dy;
+    p.dw = dw;
+    p.parts = (float *)(void *)shared.rest;
+    p.scratch = shared.rest + parts;
+    memset(p.parts, 0, parts);
+    clnet__parallel(cpu, clnet__conv2d_weight_blocks(&p) * p.slices, clnet__conv2d_weight_task, &p);
+    if (p.slices > 1) {
+        clnet__parallel(cpu,
+                        clnet__conv2d_parts(clnet__conv2d_weight_elements(&p), CLNET__CONV2D_GROUP),
+                        clnet__conv2d_weight_reduce, &p);
+    }
+}
+
+// db[oc] += sum over pixels of dy[pixel][oc], in double. A task is a block of channels.
+
+typedef struct clnet__conv2d_bias {
+    float *db;
+    const float *dy;
+    const clnet_conv2d_sizes *sizes;
+} clnet__conv2d_bias;
+
+static void clnet__conv2d_bias_task(void *arg, size_t index, int worker) {
+    const clnet__conv2d_bias *p = arg;
+    const clnet_conv2d_sizes *s = p->sizes;
+    const size_t first = index * CLNET__CONV2D_BLOCK;
+    const size_t n = clnet__conv2d_min(CLNET__CONV2D_BLOCK, (size_t)s->OC - first);
+    const size_t pixels = (size_t)s->N * (size_t)s->OH * (size_t)s->OW;
+    double sums[CLNET__CONV2D_BLOCK] = {0};
+    (void)worker;
+    for (size_t k = 0; k < pixels; k++) {
+        const float *dy = p->dy + k * s->y_stride + first;
+        for (size_t j = 0; j < n; j++) {
+            sums[j] += (double)dy[j];
+        }
+    }
+    for (size_t j = 0; j < n; j++) {
+        p->db[first + j] += (float)sums[j];
+    }
+}
+
+static void clnet__conv2d_fast_backward_bias(const clnet__cpu *cpu, float *db, const float *dy,
+                                             const clnet_conv2d_sizes *s) {
+    clnet__conv2d_bias p = {db, dy, s};
+    clnet__parallel(cpu, clnet__conv2d_parts((size_t)s->OC, CLNET__CONV2D_BLOCK),
+                    clnet__conv2d_bias_task, &p);
+}
+
+static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s) {
+    const clnet__conv2d_shared none = {NULL, NULL, NULL};
+    const size_t workers = (size_t)cpu->threads;
+    const clnet__conv2d_product forward = clnet__conv2d_product_forward(cpu, s, &none);
+    const clnet__conv2d_weight weight = clnet__conv2d_weight_of(cpu, s, &none);
+    clnet__conv2d_product backward = forward;
+    // No phase has more pixels or taps than all of them together.
+    backward.grid.H = s->H;
+    backward.grid.W = s->W;
+    size_t most = workers * clnet__conv2d_product_layout(&forward).end;
+    const size_t others[] = {workers * clnet__conv2d_product_layout(&backward).end,
+                             workers * clnet__conv2d_weight_layout(&weight).end +
+                                 clnet__conv2d_weight_parts_bytes(&weight)};
+    for (int i = 0; i < 2; i++) {
+        most = others[i] > most ? others[i] : most;
+    }
+    return clnet__conv2d_shared_bytes(s) + most;
+}
+
+#undef CLNET__CONV2D_X86
+#undef CLNET__CONV2D_CHAIN
+#undef CLNET__CONV2D_DEPTH
+#undef CLNET__CONV2D_PIXELS
+#undef CLNET__CONV2D_BLOCK
+#undef CLNET__CONV2D_GAP
+#undef CLNET__CONV2D_MAX_ROWS
+#undef CLNET__CONV2D_WEIGHT_ROWS
+#undef CLNET__CONV2D_WEIGHT_CHAIN
+#undef CLNET__CONV2D_GROUP
+#undef CLNET__CONV2D_SLICE
+#undef CLNET__CONV2D_TASKS
+#undef CLNET__VEC4_FMA
+#undef CLNET__VEC4_ADD
+#undef CLNET__VEC4_SPLAT
+#undef CLNET__PORTABLE_TARGET
+#undef CLNET__PORTABLE_ROWS
+#undef CLNET__PORTABLE_LANES
+#undef CLNET__PORTABLE_VEC
+#undef CLNET__PORTABLE_LOAD
+#undef CLNET__PORTABLE_STORE
+#undef CLNET__PORTABLE_SPLAT
+#undef CLNET__PORTABLE_ADD
+#undef CLNET__PORTABLE_FMA
+#undef CLNET__AVX2_TARGET
+#undef CLNET__AVX2_ROWS
+#undef CLNET__AVX2_LANES
+#undef CLNET__AVX2_VEC
+#undef CLNET__AVX2_LOAD
+#undef CLNET__AVX2_STORE
+#undef CLNET__AVX2_SPLAT
+#undef CLNET__AVX2_ADD
+#undef CLNET__AVX2_FMA
+#undef CLNET__AVX512_TARGET
+#undef CLNET__AVX512_ROWS
+#undef CLNET__AVX512_LANES
+#undef CLNET__AVX512_VEC
+#undef CLNET__AVX512_LOAD
+#undef CLNET__AVX512_STORE
+#undef CLNET__AVX512_SPLAT
+#undef CLNET__AVX512_ADD
+#undef CLNET__AVX512_FMA
+#undef CLNET__TILE_ROWS_6
+#undef CLNET__TILE
+#undef CLNET__TILE_ROWS_12
+#undef CLNET__TILE_CLEAR
+#undef CLNET__TILE_POINT
+#undef CLNET__TILE_MULTIPLY
+#undef CLNET__TILE_ADD
+#else // CLNET_REAL is not float: plain loops only
+static bool clnet__isa_supported(clnet_isa isa) { return isa <= CLNET_ISA_PORTABLE; }
+static clnet_isa clnet__isa_best(void) { return CLNET_ISA_PORTABLE; }
+#endif
+
+bool clnet_isa_supported(clnet_isa isa) { return clnet__isa_supported(isa); }
+
+// >>random
+
+// One round: two products of 64 bits; their halves are mixed with the other words and the key.
+static void clnet__philox_round(uint32_t x[4], const uint32_t key[2]) {
+    uint64_t p = (uint64_t)0xD2511F53u * x[0];
+    uint64_t q = (uint64_t)0xCD9E8D57u * x[2];
+    uint32_t x0 = (uint32_t)(q >> 32) ^ x[1] ^ key[0];
+    uint32_t x2 = (uint32_t)(p >> 32) ^ x[3] ^ key[1];
+    x[0] = x0;
+    x[1] = (uint32_t)q;
+    x[2] = x2;
+    x[3] = (uint32_t)p;
+}
+
+void clnet_random_bits(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]) {
+    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    out[0] = (uint32_t)counter;
+    out[1] = (uint32_t)(counter >> 32);
+    out[2] = (uint32_t)stream;
+    out[3] = (uint32_t)(stream >> 32);
+    for (int round = 0; round < 10; round++) {
+        clnet__philox_round(out, key);
+        key[0] += 0x9E3779B9u; // the golden ratio
+        key[1] += 0xBB67AE85u; // sqrt(3) - 1
+    }
+}
+
+// The upper 53 of the 64 bits, as a multiple of 2^-53 in [0,1).
+static double clnet__unit_interval(uint32_t low, uint32_t high) {
+    uint64_t bits = (uint64_t)high << 32 | low;
+    return (double)(bits >> 11) * (1.0 / 9007199254740992.0);
+}
+
+double clnet_random_uniform(uint64_t seed, uint64_t stream, uint64_t counter) {
+    uint32_t r[4];
+    clnet_random_bits(seed, stream, counter, r);
+    return clnet__unit_interval(r[0], r[1]);
+}
+
+double clnet_random_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
+    uint32_t r[4];
+    clnet_random_bits(seed, stream, counter, r);
+    double radius = sqrt(-2.0 * log(1.0 - clnet__unit_interval(r[0], r[1]))); // log of (0,1]
+    return radius * cos(6.283185307179586476925 * clnet__unit_interval(r[2], r[3]));
+}
+
+// A whole number in [0,n), n > 0, each equally likely: the upper half of bits * n, where the few
+// draws that would favour some results (lower half below 2^32 mod n) are drawn again. (Lemire: Fast
+// Random Integer Generation in an Interval, 2019.) Every draw moves the counter on.
+static uint32_t clnet__random_below(uint32_t n, uint64_t seed, uint64_t stream, uint64_t *counter) {
+    uint32_t excess = (0u - n) % n; // 2^32 mod n
+    uint64_t product;
+    do {
+        uint32_t r[4];
+        clnet_random_bits(seed, stream, (*counter)++, r);
+        product = (uint64_t)r[0] * n;
+    } while ((uint32_t)product < excess);
+    return (uint32_t)(product >> 32);
+}
+
+void clnet_random_permutation(int *order, int count, uint64_t seed, uint64_t stream) {
+    uint64_t counter = 0;
+    for (int i = 0; i < count; i++) {
+        order[i] = i;
+    }
+    for (int i = count - 1; i > 0; i--) {
+        uint32_t j = clnet__random_below((uint32_t)i + 1, seed, stream, &counter);
+        int kept = order[i];
+        order[i] = order[j];
+        order[j] = kept;
+    }
+}
+
+// What every operation's block uses: where the values of a node lie, and the piece of it that one
+// task computes. In all blocks a piece is images n0..n1 and channels c0..c1, and the results do not
+// depend on how a node is cut into pieces.
+typedef struct clnet__piece {
+    int n0, n1, c0, c1;
+} clnet__piece;
+
+static size_t clnet__pixels(const clnet_tensor *t) {
+    return (size_t)t->shape[2] * (size_t)t->shape[3];
+}
+
+// The first number of image n, channel c.
+static size_t clnet__at(const clnet_tensor *t, int n, int c) {
+    return (size_t)n * clnet__pixels(t) * t->stride + (size_t)c;
+}
+
+static clnet_real *clnet__value(const clnet_tensor *t) {
+    return t ? (clnet_real *)(void *)((char *)t->memory->handle + t->offset) : NULL;
+}
+
+static int32_t *clnet__integers(const clnet_tensor *t) {
+    return (int32_t *)(void *)((char *)t->memory->handle + t->offset);
+}
+
+// NULL where no gradient is wanted.
+static clnet_real *clnet__grad(const clnet_tensor *t) {
+    return t && t->grad_memory
+               ? (clnet_real *)(void *)((char *)t->grad_memory->handle + t->grad_offset)
+               : NULL;
+}
+
+// Products and positions of sizes that are known to fit.
+static size_t clnet__volume(int a, int b, int c) { return (size_t)a * (size_t)b * (size_t)c; }
+
+static size_t clnet__row(int n, int h, int w, int H, int W) {
+    return ((size_t)n * (size_t)H + (size_t)h) * (size_t)W + (size_t)w;
+}
+
+static int clnet__mod(size_t value, int size) { return (int)(value % (size_t)size); }
+
+static clnet_real *clnet__offset(clnet_real *p, size_t n) { return p ? p + n : NULL; }
+
+// The sizes of the piece of an operation that keeps the shape of in[0].
+static clnet_sizes clnet__sizes(const clnet_node *node, const clnet__piece *p) {
+    const clnet_tensor *x = node->in[0];
+    return (clnet_sizes){.N = p->n1 - p->n0,
+                         .C = p->c1 - p->c0,
+                         .H = x->shape[2],
+                         .W = x->shape[3],
+                         .x_stride = x->stride,
+                         .y_stride = node->out->stride};
+}
+
+// Appends a node, see >>plan.
+static clnet_node *clnet__node(clnet_graph *g, clnet_op op, clnet_tensor *const *in, int inputs);
+static clnet_tensor *clnet__output(clnet_node *node, int n, int c, int h, int w);
+static clnet_tensor *clnet__saved(clnet_node *node, int slot, int n, int c, int h, int w,
+                                  bool integer);
+static clnet_tensor *clnet__weight(clnet_graph *g, const char *layer, const char *what, int rank,
+                                   const int shape[4], clnet_initial initial, double scale);
+static clnet_tensor *clnet__buffer(clnet_tensor *weight);
+static clnet_tensor *clnet__refuse(clnet_tensor *x, const char *format, ...) CLNET__PRINTF(2, 3);
+#ifdef CLNET__FAST
+static const clnet__cpu *clnet__cpu_of(const clnet_graph *g);
+static void *clnet__workspace(const clnet_graph *g);
+#endif
+static bool clnet__training(const clnet_graph *g);
+static uint64_t clnet__dropout_stream(const clnet_graph *g, const clnet_node *node, uint64_t *seed);
+static bool clnet__valid(clnet_tensor *const *x, int count);
+
+// OH of a window of `kernel` over `size`, 0 where it does not fit.
+static int clnet__window(int size, int kernel, int stride, int padding, int dilation) {
+    const int64_t reach =
+        (int64_t)size + 2 * (int64_t)padding - (int64_t)dilation * (kernel - 1) - 1;
+    return reach < 0 ? 0 : (int)(reach / stride + 1);
+}
+
+// >>conv2d
+// y[n,oc,oh,ow] = b[oc] + sum over kh,kw,ic of w[oc,ic,kh,kw] x[n,ic,ih,iw],
+// ih = oh*stride - padding + kh*dilation, likewise iw; outside x counts as 0.
+// backward: dx[n,ic,ih,iw] += sum over oc,kh,kw of w[oc,ic,kh,kw] dy[n,oc,oh,ow], over the oh, ow
+// that read it; dw[oc,ic,kh,kw] += sum over n,oh,ow of x[n,ic,ih,iw] dy[n,oc,oh,ow];
+// db[oc] += sum of dy. With groups, ic and oc run over the channels of one group.
+
+static clnet_conv2d_sizes clnet__conv2d_defaults(const clnet_conv2d_sizes *sizes) {
+    clnet_conv2d_sizes s = *sizes;
+    s.groups = clnet__or(s.groups, 1);
+    for (int i = 0; i < 2; i++) {
+        s.stride[i] = clnet__or(s.stride[i], 1);
+        s.dilation[i] = clnet__or(s.dilation[i], 1);
+    }
+    s.x_stride = clnet__or_size(s.x_stride, (size_t)s.C);
+    s.y_stride = clnet__or_size(s.y_stride, (size_t)s.OC);
+    return s;
+}
+
+// The sums of up to 64 neighbouring output channels (one block of a group) of one output pixel.
+enum { CLNET__SUM_BLOCK = 64 };
+static void clnet__conv2d_sums(double *sum, const clnet_real *x, const clnet_real *w,
+                               const clnet_conv2d_sizes *s, int n, int oh, int ow, int ic0, int oc0,
+                               int count) {
+    const int IC = s->C / s->groups;
+    for (int kh = 0; kh < s->KH; kh++) {
+        const int ih = oh * s->stride[0] - s->padding[0] + kh * s->dilation[0];
+        for (int kw = 0; kw < s->KW; kw++) {
+            const int iw = ow * s->stride[1] - s->padding[1] + kw * s->dilation[1];
+            if (ih < 0 || ih >= s->H || iw < 0 || iw >= s->W) {
+                continue;
+            }
+            const clnet_real *xp = x + clnet__row(n, ih, iw, s->H, s->W) * s->x_stride + ic0;
+            for (int ic = 0; ic < IC; ic++) {
+                const clnet_real *wp = w + clnet__row(kh, kw, ic, s->KW, IC) * (size_t)s->OC + oc0;
+                for (int oc = 0; oc < count; oc++) {
+                    sum[oc] += (double)xp[ic] * (double)wp[oc];
+                }
+            }
+        }
+    }
+}
+
+void clnet_ref_conv2d_forward(clnet_real *y, const clnet_real *x, const clnet_real *w,
+                              const clnet_real *b, const clnet_conv2d_sizes *sizes) {
+    const clnet_conv2d_sizes s = clnet__conv2d_defaults(sizes);
+    const int IC = s.C / s.groups, OC = s.OC / s.groups;
+    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+        const int ow = clnet__mod(pixel, s.OW), oh = clnet__mod(pixel / (size_t)s.OW, s.OH);
+        const int n = (int)(pixel / (size_t)s.OW / (size_t)s.OH);
+        for (int group = 0; group < s.groups; group++) {
+            for (int oc0 = 0; oc0 < OC; oc0 += CLNET__SUM_BLOCK) {
+                const int first = group * OC + oc0, count = clnet__min(OC - oc0, CLNET__SUM_BLOCK);
+                double sum[CLNET__SUM_BLOCK];
+                for (int oc = 0; oc < count; oc++) {
+                    sum[oc] = b ? (double)b[first + oc] : 0;
+                }
+                clnet__conv2d_sums(sum, x, w, &s, n, oh, ow, group * IC, first, count);
+                for (int oc = 0; oc < count; oc++) {
+                    (y + pixel * s.y_stride)[first + oc] = (clnet_real)sum[oc];
+                }
+            }
+        }
+    }
+}
+
+// dx of one input value: the output pixels that read it are those where ih + padding - kh*dilation is
+// a multiple of the stride.
+static double clnet__conv2d_dx(const clnet_real *dy, const clnet_real *w,
+                               const clnet_conv2d_sizes *s, int n, int ih, int iw, int ic) {
+    const int IC = s->C / s->groups, OC = s->OC / s->groups, group = ic / IC;
+    double sum = 0;
+    for (int kh = 0; kh < s->KH; kh++) {
+        const int oh = ih + s->padding[0] - kh * s->dilation[0];
+        if (oh < 0 || oh % s->stride[0] || oh / s->stride[0] >= s->OH) {
+            continue;
+        }
+        for (int kw = 0; kw < s->KW; kw++) {
+            const int ow = iw + s->padding[1] - kw * s->dilation[1];
+            if (ow < 0 || ow % s->stride[1] || ow / s->stride[1] >= s->OW) {
+                continue;
+            }
+            const size_t pixel = clnet__row(n, oh / s->stride[0], ow / s->stride[1], s->OH, s->OW);
+            const clnet_real *dyp = dy + pixel * s->y_stride + group * OC;
+            const clnet_real *wp =
+                w + clnet__row(kh, kw, ic % IC, s->KW, IC) * (size_t)s->OC + group * OC;
+            for (int oc = 0; oc < OC; oc++) {
+                sum += (double)dyp[oc] * (double)wp[oc];
+            }
+        }
+    }
+    return sum;
+}
+
+// dw of one weight: over all output pixels whose input pixel for (kh, kw) lies inside x.
+static double clnet__conv2d_dw(const clnet_real *dy, const clnet_real *x,
+                               const clnet_conv2d_sizes *s, int kh, int kw, int ic, int oc) {
+    double sum = 0;
+    for (int n = 0; n < s->N; n++) {
+        for (int oh = 0; oh < s->OH; oh++) {
+            const int ih = oh * s->stride[0] - s->padding[0] + kh * s->dilation[0];
+            for (int ow = 0; ih >= 0 && ih < s->H && ow < s->OW; ow++) {
+                const int iw = ow * s->stride[1] - s->padding[1] + kw * s->dilation[1];
+                if (iw >= 0 && iw < s->W) {
+                    const clnet_real *xp = x + clnet__row(n, ih, iw, s->H, s->W) * s->x_stride;
+                    const clnet_real *dyp = dy + clnet__row(n, oh, ow, s->OH, s->OW) * s->y_stride;
+                    sum += (double)xp[ic] * (double)dyp[oc];
+                }
+            }
+        }
+    }
+    return sum;
+}
+
+void clnet_ref_conv2d_backward(clnet_real *dx, clnet_real *dw, clnet_real *db, const clnet_real *dy,
+                               const clnet_real *x, const clnet_real *w,
+                               const clnet_conv2d_sizes *sizes) {
+    const clnet_conv2d_sizes s = clnet__conv2d_defaults(sizes);
+    const int IC = s.C / s.groups, OC = s.OC / s.groups;
+    for (size_t pixel = 0; dx && pixel < clnet__volume(s.N, s.H, s.W); pixel++) {
+        const int iw = clnet__mod(pixel, s.W), ih = clnet__mod(pixel / (size_t)s.W, s.H);
+        for (int ic = 0; ic < s.C; ic++) {
+            (dx + pixel * s.x_stride)[ic] += (clnet_real)clnet__conv2d_dx(
+                dy, w, &s, (int)(pixel / (size_t)s.W / (size_t)s.H), ih, iw, ic);
+        }
+    }
+    for (size_t i = 0; dw && i < clnet__volume(s.KH, s.KW, IC) * (size_t)s.OC; i++) {
+        const size_t tap = i / (size_t)s.OC / (size_t)IC;
+        const int oc = clnet__mod(i, s.OC), ic = clnet__mod(i / (size_t)s.OC, IC) + oc / OC * IC;
+        const int kw = clnet__mod(tap, s.KW), kh = clnet__mod(tap / (size_t)s.KW, s.KH);
+        dw[i] += (clnet_real)clnet__conv2d_dw(dy, x, &s, kh, kw, ic, oc);
+    }
+    for (int oc = 0; db && oc < s.OC; oc++) {
+        double sum = 0;
+        for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+            sum += (double)(dy + pixel * s.y_stride)[oc];
+        }
+        db[oc] += (clnet_real)sum;
+    }
+}
+
+static clnet_conv2d_sizes clnet__conv2d_sizes(const clnet_node *node) {
+    const clnet_tensor *x = node->in[0], *y = node->out;
+    const clnet_conv2d_desc *d = &node->desc.conv2d;
+    return (clnet_conv2d_sizes){.N = x->shape[0],
+                                .C = x->shape[1],
+                                .H = x->shape[2],
+                                .W = x->shape[3],
+                                .OC = y->shape[1],
+                                .OH = y->shape[2],
+                                .OW = y->shape[3],
+                                .KH = d->kernel_size[0],
+                                .KW = d->kernel_size[1],
+                                .stride = {d->stride[0], d->stride[1]},
+                                .padding = {d->padding[0], d->padding[1]},
+                                .dilation = {d->dilation[0], d->dilation[1]},
+                                .groups = d->groups,
+                                .x_stride = x->stride,
+                                .y_stride = y->stride};
+}
+
+static void clnet__convolve_forward(clnet_graph *g, clnet_node *node, const clnet_conv2d_sizes *s) {
+    clnet_real *y = clnet__value(node->out);
+    const clnet_real *x = clnet__value(node->in[0]), *w = clnet__value(node->in[1]);
+    const clnet_real *b = clnet__value(node->in[2]);
+#ifdef CLNET__FAST
+    if (!clnet__cpu_of(g)->reference) {
+        clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s, clnet__workspace(g));
+        return;
+    }
+#endif
+    (void)g;
+    clnet_ref_conv2d_forward(y, x, w, b, s);
+}
+
+static void clnet__convolve_backward(clnet_graph *g, clnet_node *node,
+                                     const clnet_conv2d_sizes *s) {
+    const clnet_real *dy = clnet__grad(node->out), *x = clnet__value(node->in[0]);
+    const clnet_real *w = clnet__value(node->in[1]);
+    clnet_real *dx = clnet__grad(node->in[0]), *dw = clnet__grad(node->in[1]);
+    clnet_real *db = clnet__grad(node->in[2]);
+#ifdef CLNET__FAST
+    const clnet__cpu *cpu = clnet__cpu_of(g);
+    if (!cpu->reference) {
+        if (dx) {
+            clnet__conv2d_fast_backward_data(cpu, dx, dy, w, s, clnet__workspace(g));
+        }
+        if (dw) {
+            clnet__conv2d_fast_backward_weight(cpu, dw, dy, x, s, clnet__workspace(g));
+        }
+        if (db) {
+            clnet__conv2d_fast_backward_bias(cpu, db, dy, s);
+        }
+        return;
+    }
+#endif
+    (void)g;
+    clnet_ref_conv2d_backward(dx, dw, db, dy, x, w, s);
+}
+
+static void clnet__conv2d_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet_conv2d_sizes s = clnet__conv2d_sizes(node);
+    clnet__convolve_forward(g, node, &s);
+}
+
+static void clnet__conv2d_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet_conv2d_sizes s = clnet__conv2d_sizes(node);
+    clnet__convolve_backward(g, node, &s);
+}
+
+// Fills in the defaults; NULL, or what is wrong with them.
+static const char *clnet__conv2d_check(clnet_conv2d_desc *d, const clnet_tensor *x) {
+    for (int i = 0; i < 2; i++) {
+        d->stride[i] = clnet__or(d->stride[i], 1);
+        d->dilation[i] = clnet__or(d->dilation[i], 1);
+        if (d->kernel_size[i] < 1 || d->stride[i] < 1 || d->dilation[i] < 1 || d->padding[i] < 0) {
+            return "kernel_size, stride and dilation must be at least 1, padding at least 0";
+        }
+    }
+    d->groups = clnet__or(d->groups, 1);
+    if (d->out_channels < 1 || d->groups < 1 || x->shape[1] % d->groups ||
+        d->out_channels % d->groups) {
+        return "groups must divide the channels of input and output, which must be at least 1";
+    }
+    return d->name ? NULL : "a layer with weights needs a name";
+}
+
+clnet_tensor *clnet_conv2d(clnet_graph *g, clnet_tensor *x, const clnet_conv2d_desc *desc) {
+    if (!clnet__valid(&x, 1)) {
+        return NULL;
+    }
+    clnet_conv2d_desc d = *desc;
+    const char *wrong = clnet__conv2d_check(&d, x);
+    if (wrong) {
+        return clnet__refuse(x, "conv2d %s: %s", d.name ? d.name : "", wrong);
+    }
+    const int OH =
+        clnet__window(x->shape[2], d.kernel_size[0], d.stride[0], d.padding[0], d.dilation[0]);
+    const int OW =
+        clnet__window(x->shape[3], d.kernel_size[1], d.stride[1], d.padding[1], d.dilation[1]);
+    if (OH < 1 || OW < 1) {
+        return clnet__refuse(x,
+                             "conv2d %s: a kernel of %d x %d, dilation %d x %d, does not fit into "
+                             "%d x %d with padding %d x %d",
+                             d.name, d.kernel_size[0], d.kernel_size[1], d.dilation[0],
+                             d.dilation[1], x->shape[2], x->shape[3], d.padding[0], d.padding[1]);
+    }
+    const int shape[4] = {d.out_channels, x->shape[1] / d.groups, d.kernel_size[0],
+                          d.kernel_size[1]};
+    // Kaiming normal: fan-out, gain of ReLU.
+    const double std = sqrt(2.0 / ((double)shape[0] * shape[2] * shape[3]));
+    clnet_tensor *in[3] = {
+        x, clnet__weight(g, d.name, "weight", 4, shape, CLNET_INITIAL_NORMAL, std), NULL};
+    if (!d.no_bias) {
+        in[2] = clnet__weight(g, d.name, "bias", 1, shape, CLNET_INITIAL_CONSTANT, 0);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_CONV2D, in, 3);
+    if (!node) {
+        return NULL;
+    }
+    d.name = NULL; // the caller's text is not kept: the output has a copy
+    node->desc.conv2d = d;
+    return clnet_tensor_rename(clnet__output(node, x->shape[0], d.out_channels, OH, OW),
+                               desc->name);
+}
+
+// >>linear
+// y[n,oc] = b[oc] + sum over ic of w[oc,ic] x[n,ic]: a convolution of maps of one pixel.
+
+static clnet_conv2d_sizes clnet__linear_as_conv2d(const clnet_linear_sizes *s) {
+    return (clnet_conv2d_sizes){.N = s->N,
+                                .C = s->C,
+                                .H = 1,
+                                .W = 1,
+                                .OC = s->OC,
+                                .OH = 1,
+                                .OW = 1,
+                                .KH = 1,
+                                .KW = 1,
+                                .stride = {1, 1},
+                                .dilation = {1, 1},
+                                .groups = 1,
+                                .x_stride = clnet__or_size(s->x_stride, (size_t)s->C),
+                                .y_stride = clnet__or_size(s->y_stride, (size_t)s->OC)};
+}
+
+void clnet_ref_linear_forward(clnet_real *y, const clnet_real *x, const clnet_real *w,
+                              const clnet_real *b, const clnet_linear_sizes *sizes) {
+    const clnet_conv2d_sizes s = clnet__linear_as_conv2d(sizes);
+    clnet_ref_conv2d_forward(y, x, w, b, &s);
+}
+
+void clnet_ref_linear_backward(clnet_real *dx, clnet_real *dw, clnet_real *db, const clnet_real *dy,
+                               const clnet_real *x, const clnet_real *w,
+                               const clnet_linear_sizes *sizes) {
+    const clnet_conv2d_sizes s = clnet__linear_as_conv2d(sizes);
+    clnet_ref_conv2d_backward(dx, dw, db, dy, x, w, &s);
+}
+
+static clnet_conv2d_sizes clnet__linear_sizes(const clnet_node *node) {
+    const clnet_tensor *x = node->in[0], *y = node->out;
+    const clnet_linear_sizes s = {.N = x->shape[0],
+                                  .C = x->shape[1],
+                                  .OC = y->shape[1],
+                                  .x_stride = x->stride,
+                                  .y_stride = y->stride};
+    return clnet__linear_as_conv2d(&s);
+}
+
+static void clnet__linear_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet_conv2d_sizes s = clnet__linear_sizes(node);
+    clnet__convolve_forward(g, node, &s);
+}
+
+static void clnet__linear_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet_conv2d_sizes s = clnet__linear_sizes(node);
+    clnet__convolve_backward(g, node, &s);
+}
+
+clnet_tensor *clnet_linear(clnet_graph *g, clnet_tensor *x, const clnet_linear_desc *d) {
+    if (!clnet__valid(&x, 1)) {
+        return NULL;
+    }
+    if (clnet__pixels(x) != 1 || d->out_features < 1 || !d->name) {
+        return clnet__refuse(
+            x,
+            "linear %s: needs a name, out_features of at least 1 (found %d) and an "
+            "input of (N,C) (found %d x %d pixels)",
+            d->name ? d->name : "", d->out_features, x->shape[2], x->shape[3]);
+    }
+    const int shape[4] = {d->out_features, x->shape[1], 1, 1};
+    const double bound = 1 / sqrt((double)shape[1]); // as torch.nn.Linear
+    clnet_tensor *in[3] = {
+        x, clnet__weight(g, d->name, "weight", 2, shape, CLNET_INITIAL_UNIFORM, bound), NULL};
+    if (!d->no_bias) {
+        in[2] = clnet__weight(g, d->name, "bias", 1, shape, CLNET_INITIAL_UNIFORM, bound);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_LINEAR, in, 3);
+    clnet_tensor *y = node ? clnet__output(node, x->shape[0], d->out_features, 1, 1) : NULL;
+    if (y) {
+        y->rank = 2;
+    }
+    return clnet_tensor_rename(y, d->name);
+}
+
+// >>batch_norm
+// training: mean = 1/M sum x, var = 1/M sum (x - mean)^2 over the M = N*H*W values of a channel,
+// invstd = 1 / sqrt(var + eps), xhat = (x - mean) invstd, y = w xhat + b;
+// running_mean += momentum (mean - running_mean), running_var likewise with var M / (M - 1).
+// backward, per channel: db += sum dy; dw += sum dy xhat; from
+//     dxhat = dy w, and mean and invstd as functions of x,
+//     dx += w invstd (dy - 1/M sum dy - xhat 1/M sum (dy xhat))
+// In evaluation mean and var are constants: dx += w invstd dy.
+// Sums are in double, over blocks of 16 channels: one pass over memory serves a cache line.
+enum { CLNET__CHANNEL_BLOCK = 16 };
+
+static void clnet__batch_norm_statistics(double *mean, double *var, const clnet_real *x,
+                                         size_t pixels, size_t stride, int count) {
+    double sum[CLNET__CHANNEL_BLOCK] = {0}, squares[CLNET__CHANNEL_BLOCK] = {0};
+    double rest[CLNET__CHANNEL_BLOCK] = {0};
+    for (size_t p = 0; p < pixels; p++) {
+        for (int c = 0; c < count; c++) {
+            sum[c] += (double)(x + p * stride)[c];
+        }
+    }
+    for (int c = 0; c < count; c++) {
+        mean[c] = sum[c] / (double)pixels;
+    }
+    for (size_t p = 0; p < pixels; p++) {
+        for (int c = 0; c < count; c++) {
+            const double d = (double)(x + p * stride)[c] - mean[c];
+            squares[c] += d * d;
+            rest[c] += d;
+        }
+    }
+    for (int c = 0; c < count; c++) {
+        // The second term removes what the rounding of the mean left.
+        var[c] = (squares[c] - rest[c] * rest[c] / (double)pixels) / (double)pixels;
+        var[c] = var[c] < 0 ? 0 : var[c];
+    }
+}
+
+void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *invstd,
+                                  clnet_real *running_mean, clnet_real *running_var,
+                                  const clnet_real *x, const clnet_real *w, const clnet_real *b,
+                                  const clnet_batch_norm_options *o, const clnet_sizes *s) {
+    const size_t pixels = clnet__volume(s->N, s->H, s->W);
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
+        const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
+        double centre[CLNET__CHANNEL_BLOCK], var[CLNET__CHANNEL_BLOCK];
+        clnet_real factor[CLNET__CHANNEL_BLOCK], shift[CLNET__CHANNEL_BLOCK];
+        if (o->training) {
+            clnet__batch_norm_statistics(centre, var, x + c0, pixels, xs, count);
+        }
+        for (int c = 0; c < count; c++) {
+            const int i = c0 + c;
+            if (o->training) {
+                const double unbiased = var[c] * ((double)pixels / ((double)pixels - 1));
+                if (isfinite(centre[c]) && isfinite(unbiased)) { // one bad batch must not stay
+                    running_mean[i] +=
+                        (clnet_real)(o->momentum * (centre[c] - (double)running_mean[i]));
+                    running_var[i] +=
+                        (clnet_real)(o->momentum * (unbiased - (double)running_var[i]));
+                }
+            } else {
+                centre[c] = (double)running_mean[i];
+                var[c] = (double)running_var[i];
+            }
+            const double scale = 1 / sqrt(var[c] + o->eps);
+            mean[i] = (clnet_real)centre[c];
+            invstd[i] = (clnet_real)scale;
+            factor[c] = (clnet_real)((double)w[i] * scale);
+            shift[c] =
+                (clnet_real)((double)b[i] - (centre[c] - (double)mean[i]) * (double)w[i] * scale);
+        }
+        for (size_t p = 0; p < pixels; p++) {
+            const clnet_real *CLNET__RESTRICT xp = x + p * xs + c0;
+            clnet_real *yp = y + p * ys + c0;
+            for (int c = 0; c < count; c++) {
+                yp[c] = (xp[c] - mean[c0 + c]) * factor[c] + shift[c];
+            }
+        }
+    }
+}
+
+void clnet_ref_batch_norm_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
+                                   const clnet_real *dy, const clnet_real *x, const clnet_real *w,
+                                   const clnet_real *mean, const clnet_real *invstd,
+                                   const clnet_batch_norm_options *o, const clnet_sizes *s) {
+    const size_t pixels = clnet__volume(s->N, s->H, s->W);
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
+        const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
+        double sum[CLNET__CHANNEL_BLOCK] = {0}, dot[CLNET__CHANNEL_BLOCK] = {0};
+        double rest[CLNET__CHANNEL_BLOCK] = {0}; // sum of x - mean: what the rounding of mean left
+        for (size_t p = 0; p < pixels; p++) {
+            for (int c = 0; c < count; c++) {
+                const double centred = (double)(x + p * xs)[c0 + c] - (double)mean[c0 + c];
+                sum[c] += (double)(dy + p * ys)[c0 + c];
+                dot[c] += (double)(dy + p * ys)[c0 + c] * centred;
+                rest[c] += centred;
+            }
+        }
+        clnet_real scale[CLNET__CHANNEL_BLOCK], shift[CLNET__CHANNEL_BLOCK],
+            slope[CLNET__CHANNEL_BLOCK];
+        for (int c = 0; c < count; c++) {
+            const int i = c0 + c;
+            const double istd = (double)invstd[i], part = o->training ? 1 / (double)pixels : 0;
+            const double offset = rest[c] * part, products = dot[c] - offset * sum[c];
+            if (db) {
+                db[i] += (clnet_real)sum[c];
+            }
+            if (dw) {
+                dw[i] += (clnet_real)(products * istd);
+            }
+            scale[c] = (clnet_real)((double)w[i] * istd);
+            slope[c] = (clnet_real)(products * istd * istd * part);
+            shift[c] = (clnet_real)(sum[c] * part - offset * (products * istd * istd * part));
+        }
+        for (size_t p = 0; dx && p < pixels; p++) {
+            const clnet_real *dyp = dy + p * ys + c0, *xp = x + p * xs + c0;
+            clnet_real *dxp = dx + p * xs + c0;
+            for (int c = 0; c < count; c++) {
+                dxp[c] += scale[c] * (dyp[c] - shift[c] - (xp[c] - mean[c0 + c]) * slope[c]);
+            }
+        }
+    }
+}
+
+static clnet_batch_norm_options clnet__batch_norm_options(const clnet_graph *g,
+                                                          const clnet_node *node) {
+    return (clnet_batch_norm_options){.eps = node->desc.batch_norm.eps,
+                                      .momentum = node->desc.batch_norm.momentum,
+                                      .training = clnet__training(g)};
+}
+
+// in: x, weight, bias, running_mean, running_var; saved: mean, invstd.
+static void clnet__batch_norm_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    const clnet_sizes s = clnet__sizes(node, p);
+    const clnet_batch_norm_options o = clnet__batch_norm_options(g, node);
+    const int c = p->c0;
+    clnet_ref_batch_norm_forward(clnet__value(node->out) + c, clnet__value(node->saved[0]) + c,
+                                 clnet__value(node->saved[1]) + c, clnet__value(node->in[3]) + c,
+                                 clnet__value(node->in[4]) + c, clnet__value(node->in[0]) + c,
+                                 clnet__value(node->in[1]) + c, clnet__value(node->in[2]) + c, &o,
+                                 &s);
+}
+
+static void clnet__batch_norm_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    const clnet_sizes s = clnet__sizes(node, p);
+    const clnet_batch_norm_options o = clnet__batch_norm_options(g, node);
+    const size_t c = (size_t)p->c0;
+    clnet_ref_batch_norm_backward(
+        clnet__offset(clnet__grad(node->in[0]), c), clnet__offset(clnet__grad(node->in[1]), c),
+        clnet__offset(clnet__grad(node->in[2]), c), clnet__grad(node->out) + c,
+        clnet__value(node->in[0]) + c, clnet__value(node->in[1]) + c,
+        clnet__value(node->saved[0]) + c, clnet__value(node->saved[1]) + c, &o, &s);
+}
+
+clnet_tensor *clnet_batch_norm(clnet_graph *g, clnet_tensor *x, const clnet_batch_norm_desc *d) {
+    if (!clnet__valid(&x, 1)) {
+        return NULL;
+    }
+    if (!d->name || d->eps < 0 || d->momentum < 0 || d->momentum > 1) {
+        return clnet__refuse(x, "batch_norm %s: needs a name, eps >= 0 and momentum in 0..1",
+                             d->name ? d->name : "");
+    }
+    const int C = x->shape[1], shape[4] = {C, 1, 1, 1};
+    const clnet_initial constant = CLNET_INITIAL_CONSTANT;
+    clnet_tensor *in[5] = {
+        x, clnet__weight(g, d->name, "weight", 1, shape, constant, 1),
+        clnet__weight(g, d->name, "bias", 1, shape, constant, 0),
+        clnet__buffer(clnet__weight(g, d->name, "running_mean", 1, shape, constant, 0)),
+        clnet__buffer(clnet__weight(g, d->name, "running_var", 1, shape, constant, 1))};
+    clnet_node *node = clnet__node(g, CLNET_OP_BATCH_NORM, in, 5);
+    if (!node || !clnet__saved(node, 0, 1, C, 1, 1, false) ||
+        !clnet__saved(node, 1, 1, C, 1, 1, false)) {
+        return NULL;
+    }
+    node->desc.batch_norm = (clnet_batch_norm_desc){.eps = clnet__or_double(d->eps, 1e-5),
+                                                    .momentum = clnet__or_double(d->momentum, 0.1)};
+    return clnet_tensor_rename(clnet__output(node, x->shape[0], C, x->shape[2], x->shape[3]),
+                               d->name);
+}
+
+// >>relu
+// y = x where x > 0 or x is NaN, else 0. backward: dx += dy where y is not 0. In place (the graph's
+// choice) y is x and dx is dy, so that dx = dy where y is not 0.
+
+void clnet_ref_relu_forward(clnet_real *y, const clnet_real *x, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        for (int c = 0; c < s->C; c++) {
+            const clnet_real v = (x + p * xs)[c];
+            (y + p * ys)[c] = v <= 0 ? 0 : v;
+        }
+    }
+}
+
+void clnet_ref_relu_backward(clnet_real *dx, const clnet_real *dy, const clnet_real *y,
+                             const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const bool in_place = dx == dy;
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        clnet_real *dxp = dx + p * xs;
+        const clnet_real *dyp = dy + p * ys, *yp = y + p * ys;
+        if (in_place) {
+            for (int c = 0; c < s->C; c++) {
+                dxp[c] = yp[c] <= 0 ? 0 : dxp[c];
+            }
+        } else {
+            for (int c = 0; c < s->C; c++) {
+                dxp[c] += yp[c] <= 0 ? 0 : dyp[c];
+            }
+        }
+    }
+}
+
+static void clnet__relu_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_relu_forward(clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
+                           clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+}
+
+static void clnet__relu_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    const size_t at = clnet__at(node->out, p->n0, p->c0);
+    clnet_ref_relu_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                            clnet__grad(node->out) + at, clnet__value(node->out) + at, &s);
+}
+
+// The builder of every operation that has one input, keeps its shape and has no settings.
+static clnet_tensor *clnet__unary(clnet_graph *g, clnet_op op, clnet_tensor *x) {
+    clnet_node *node = clnet__valid(&x, 1) ? clnet__node(g, op, &x, 1) : NULL;
+    clnet_tensor *y =
+        node ? clnet__output(node, x->shape[0], x->shape[1], x->shape[2], x->shape[3]) : NULL;
+    if (y) {
+        y->rank = x->rank;
+    }
+    return y;
+}
+
+clnet_tensor *clnet_relu(clnet_graph *g, clnet_tensor *x) {
+    return clnet__unary(g, CLNET_OP_RELU, x);
+}
+
+// >>sigmoid
+// y = 1 / (1 + exp(-x)); backward: dx += dy y (1 - y).
+
+static double clnet__sigmoid(double x) {
+    return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));
+}
+
+void clnet_ref_sigmoid_forward(clnet_real *y, const clnet_real *x, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        for (int c = 0; c < s->C; c++) {
+            (y + p * ys)[c] = (clnet_real)clnet__sigmoid((double)(x + p * xs)[c]);
+        }
+    }
+}
+
+void clnet_ref_sigmoid_backward(clnet_real *dx, const clnet_real *dy, const clnet_real *y,
+                                const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        for (int c = 0; c < s->C; c++) {
+            (dx + p * xs)[c] += (dy + p * ys)[c] * (y + p * ys)[c] * (1 - (y + p * ys)[c]);
+        }
+    }
+}
+
+static void clnet__sigmoid_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_sigmoid_forward(clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
+                              clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+}
+
+static void clnet__sigmoid_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    const size_t at = clnet__at(node->out, p->n0, p->c0);
+    clnet_ref_sigmoid_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                               clnet__grad(node->out) + at, clnet__value(node->out) + at, &s);
+}
+
+clnet_tensor *clnet_sigmoid(clnet_graph *g, clnet_tensor *x) {
+    return clnet__unary(g, CLNET_OP_SIGMOID, x);
+}
+
+// >>softmax
+// y = exp(x - max) / sum of exp(x - max) along the axis; backward: dx += y (dy - sum(dy y)).
+
+// One line of values along the axis: `count` of them, `step` apart, in x and in y.
+typedef struct clnet__line {
+    size_t x, y, x_step, y_step, count;
+} clnet__line;
+
+// Line number `index` of image n: for axis 1 one per pixel, else one per channel and row or column.
+static clnet__line clnet__softmax_line(const clnet_sizes *s, int axis, int n, size_t index) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const size_t image = clnet__volume(n, s->H, s->W);
+    if (axis == 1) {
+        return (clnet__line){(image + index) * xs, (image + index) * ys, 1, 1, (size_t)s->C};
+    }
+    const size_t c = index % (size_t)s->C, other = index / (size_t)s->C;
+    const size_t pixel = image + (axis == 2 ? other : other * (size_t)s->W);
+    const size_t step = axis == 2 ? (size_t)s->W : 1;
+    return (clnet__line){pixel * xs + c, pixel * ys + c, step * xs, step * ys,
+                         (size_t)(axis == 2 ? s->H : s->W)};
+}
+
+static size_t clnet__softmax_lines(const clnet_sizes *s, int axis) {
+    return axis == 1 ? clnet__volume(1, s->H, s->W)
+                     : clnet__volume(1, s->C, axis == 2 ? s->W : s->H);
+}
+
+void clnet_ref_softmax_forward(clnet_real *y, const clnet_real *x, int axis, const clnet_sizes *s) {
+    for (int n = 0; n < s->N; n++) {
+        for (size_t i = 0; i < clnet__softmax_lines(s, axis); i++) {
+            const clnet__line l = clnet__softmax_line(s, axis, n, i);
+            double max = (double)x[l.x], sum = 0;
+            for (size_t k = 1; k < l.count; k++) {
+                const double v = (double)x[l.x + k * l.x_step];
+                max = v > max ? v : max;
+            }
+            for (size_t k = 0; k < l.count; k++) {
+                sum += exp((double)x[l.x + k * l.x_step] - max);
+            }
+            for (size_t k = 0; k < l.count; k++) {
+                y[l.y + k * l.y_step] =
+                    (clnet_real)(exp((double)x[l.x + k * l.x_step] - max) / sum);
+            }
+        }
+    }
+}
+
+void clnet_ref_softmax_backward(clnet_real *dx, const clnet_real *dy, const clnet_real *y, int axis,
+                                const clnet_sizes *s) {
+    for (int n = 0; n < s->N; n++) {
+        for (size_t i = 0; i < clnet__softmax_lines(s, axis); i++) {
+            const clnet__line l = clnet__softmax_line(s, axis, n, i);
+            double dot = 0;
+            for (size_t k = 0; k < l.count; k++) {
+                dot += (double)dy[l.y + k * l.y_step] * (double)y[l.y + k * l.y_step];
+            }
+            for (size_t k = 0; k < l.count; k++) {
+                const size_t at = l.y + k * l.y_step;
+                dx[l.x + k * l.x_step] += (clnet_real)((double)y[at] * ((double)dy[at] - dot));
+            }
+        }
+    }
+}
+
+static void clnet__softmax_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_softmax_forward(clnet__value(node->out) + clnet__at(node->out, p->n0, 0),
+                              clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, 0),
+                              node->desc.axis, &s);
+}
+
+static void clnet__softmax_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    const size_t at = clnet__at(node->out, p->n0, 0);
+    clnet_ref_softmax_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, 0),
+                               clnet__grad(node->out) + at, clnet__value(node->out) + at,
+                               node->desc.axis, &s);
+}
+
+clnet_tensor *clnet_softmax(clnet_graph *g, clnet_tensor *x, int axis) {
+    if (!clnet__valid(&x, 1)) {
+        return NULL;
+    }
+    if (axis < 1 || axis > 3) {
+        return clnet__refuse(x, "softmax: axis must be 1, 2 or 3, found %d", axis);
+    }
+    clnet_tensor *y = clnet__unary(g, CLNET_OP_SOFTMAX, x);
+    if (y) {
+        y->producer->desc.axis = axis;
+    }
+    return y;
+}
+
+// >>max_pool2d
+// y[n,c,oh,ow] = max over kh,kw of x[n,c, oh*stride - padding + kh*dilation, ..], inside x only.
+// A value replaces the maximum when it is strictly greater or NaN, so that ties go to the first in
+// row-major order, as in PyTorch. saved: argmax, ih*W + iw. backward: dx[argmax] += dy.
+
+static clnet_pool2d_sizes clnet__pool2d_defaults(const clnet_pool2d_sizes *sizes) {
+    clnet_pool2d_sizes s = *sizes;
+    const int kernel[2] = {s.KH, s.KW};
+    for (int i = 0; i < 2; i++) {
+        s.stride[i] = clnet__or(s.stride[i], kernel[i]);
+        s.dilation[i] = clnet__or(s.dilation[i], 1);
+    }
+    s.x_stride = clnet__or_size(s.x_stride, (size_t)s.C);
+    s.y_stride = clnet__or_size(s.y_stride, (size_t)s.C);
+    return s;
+}
+
+// The window of one output along one axis: inputs first, first + step, .. below last.
+typedef struct clnet__span {
+    int first, last, step;
+} clnet__span;
+
+static clnet__span clnet__pool2d_span(const clnet_pool2d_sizes *s, int axis, int o) {
+    const int size = axis ? s->W : s->H, kernel = axis ? s->KW : s->KH, step = s->dilation[axis];
+    const int start = o * s->stride[axis] - s->padding[axis];
+    const int skipped = start < 0 ? (-start + step - 1) / step : 0;
+    return (clnet__span){start + skipped * step, clnet__min(size, start + (kernel - 1) * step + 1),
+                         step};
+}
+
+void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_real *x,
+                                  const clnet_pool2d_sizes *sizes) {
+    const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
+    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+        const clnet__span h = clnet__pool2d_span(&s, 0, clnet__mod(pixel / (size_t)s.OW, s.OH));
+        const clnet__span w = clnet__pool2d_span(&s, 1, clnet__mod(pixel, s.OW));
+        const clnet_real *image =
+            x + pixel / (size_t)s.OW / (size_t)s.OH * clnet__volume(1, s.H, s.W) * s.x_stride;
+        clnet_real *yp = y + pixel * s.y_stride;
+        int32_t *best = argmax + pixel * s.y_stride;
+        for (int ih = h.first; ih < h.last; ih += h.step) {
+            for (int iw = w.first; iw < w.last; iw += w.step) {
+                const int32_t at = ih * s.W + iw;
+                const clnet_real *xp = image + (size_t)at * s.x_stride;
+                const bool first = ih == h.first && iw == w.first;
+                for (int c = 0; c < s.C; c++) {
+                    if (first || xp[c] > yp[c] || xp[c] != xp[c]) {
+                        yp[c] = xp[c];
+                        best[c] = at;
+                    }
+                }
+            }
+        }
+    }
+}
+
+void clnet_ref_max_pool2d_backward(clnet_real *dx, const clnet_real *dy, const int32_t *argmax,
+                                   const clnet_pool2d_sizes *sizes) {
+    const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
+    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+        clnet_real *image =
+            dx + pixel / (size_t)s.OW / (size_t)s.OH * clnet__volume(1, s.H, s.W) * s.x_stride;
+        for (int c = 0; c < s.C; c++) {
+            const size_t winner = (size_t)(argmax + pixel * s.y_stride)[c];
+            (image + winner * s.x_stride)[c] += (dy + pixel * s.y_stride)[c];
+        }
+    }
+}
+
+// The sizes of the piece of a pooling node.
+static clnet_pool2d_sizes clnet__pool2d_sizes(const clnet_node *node, const clnet__piece *p) {
+    const clnet_tensor *x = node->in[0], *y = node->out;
+    const clnet_pool2d_desc *d = &node->desc.pool2d;
+    return (clnet_pool2d_sizes){.N = p->n1 - p->n0,
+                                .C = p->c1 - p->c0,
+                                .H = x->shape[2],
+                                .W = x->shape[3],
+                                .OH = y->shape[2],
+                                .OW = y->shape[3],
+                                .KH = d->kernel_size[0],
+                                .KW = d->kernel_size[1],
+                                .stride = {d->stride[0], d->stride[1]},
+                                .padding = {d->padding[0], d->padding[1]},
+                                .dilation = {d->dilation[0], d->dilation[1]},
+                                .count_exclude_pad = d->count_exclude_pad,
+                                .x_stride = x->stride,
+                                .y_stride = y->stride};
+}
+
+static void clnet__max_pool2d_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
+    const size_t at = clnet__at(node->out, p->n0, p->c0);
+    clnet_ref_max_pool2d_forward(clnet__value(node->out) + at, clnet__integers(node->saved[0]) + at,
+                                 clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                                 &s);
+}
+
+static void clnet__max_pool2d_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
+    const size_t at = clnet__at(node->out, p->n0, p->c0);
+    clnet_ref_max_pool2d_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                                  clnet__grad(node->out) + at, clnet__integers(node->saved[0]) + at,
+                                  &s);
+}
+
+// Checks a pooling desc, fills in the defaults and appends the node with its output.
+static clnet_node *clnet__pool2d(clnet_graph *g, clnet_op op, const char *name, clnet_tensor *x,
+                                 const clnet_pool2d_desc *desc) {
+    if (!clnet__valid(&x, 1)) {
+        return NULL;
+    }
+    clnet_pool2d_desc d = *desc;
+    int out[2];
+    for (int i = 0; i < 2; i++) {
+        d.stride[i] = clnet__or(d.stride[i], d.kernel_size[i]);
+        d.dilation[i] = clnet__or(d.dilation[i], 1);
+        if (d.kernel_size[i] < 1 || d.stride[i] < 1 || d.dilation[i] < 1 || d.padding[i] < 0 ||
+            d.padding[i] > d.kernel_size[i] / 2 ||
+            (op == CLNET_OP_AVG_POOL2D && d.dilation[i] > 1)) {
+            clnet__refuse(x,
+                          "%s: kernel_size and stride must be at least 1, padding at most half of "
+                          "kernel_size, dilation is for max_pool2d",
+                          name);
+            return NULL;
+        }
+        out[i] = clnet__window(x->shape[2 + i], d.kernel_size[i], d.stride[i], d.padding[i],
+                               d.dilation[i]);
+    }
+    if (out[0] < 1 || out[1] < 1) {
+        clnet__refuse(x, "%s: a window of %d x %d does not fit into %d x %d", name,
+                      d.kernel_size[0], d.kernel_size[1], x->shape[2], x->shape[3]);
+        return NULL;
+    }
+    clnet_node *node = clnet__node(g, op, &x, 1);
+    if (!node || !clnet__output(node, x->shape[0], x->shape[1], out[0], out[1])) {
+        return NULL;
+    }
+    node->desc.pool2d = d;
+    return node;
+}
+
+clnet_tensor *clnet_max_pool2d(clnet_graph *g, clnet_tensor *x, const clnet_pool2d_desc *d) {
+    clnet_node *node = clnet__pool2d(g, CLNET_OP_MAX_POOL2D, "max_pool2d", x, d);
+    const int *shape = node ? node->out->shape : NULL;
+    return node && clnet__saved(node, 0, shape[0], shape[1], shape[2], shape[3], true) ? node->out
+                                                                                       : NULL;
+}
+
+// >>avg_pool2d
+// y = sum over the window inside x, divided by the window's size: of the whole window, or with
+// count_exclude_pad of the part inside x. A window that would reach beyond the padding on the far
+// side counts up to the padding's end, as in PyTorch. backward: dx += dy / size, gathered over the
+// windows that hold the pixel.
+
+static int clnet__avg_pool2d_size(const clnet_pool2d_sizes *s, int axis, int o,
+                                  const clnet__span *span) {
+    const int size = axis ? s->W : s->H, kernel = axis ? s->KW : s->KH;
+    const int start = o * s->stride[axis] - s->padding[axis];
+    return s->count_exclude_pad ? span->last - span->first
+                                : clnet__min(start + kernel, size + s->padding[axis]) - start;
+}
+
+void clnet_ref_avg_pool2d_forward(clnet_real *y, const clnet_real *x,
+                                  const clnet_pool2d_sizes *sizes) {
+    const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
+    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+        const int oh = clnet__mod(pixel / (size_t)s.OW, s.OH), ow = clnet__mod(pixel, s.OW);
+        const clnet__span h = clnet__pool2d_span(&s, 0, oh), w = clnet__pool2d_span(&s, 1, ow);
+        const double size = (double)clnet__avg_pool2d_size(&s, 0, oh, &h) *
+                            (double)clnet__avg_pool2d_size(&s, 1, ow, &w);
+        const clnet_real *image =
+            x + pixel / (size_t)s.OW / (size_t)s.OH * clnet__volume(1, s.H, s.W) * s.x_stride;
+        for (int c = 0; c < s.C; c++) {
+            double sum = 0;
+            for (int ih = h.first; ih < h.last; ih++) {
+                for (int iw = w.first; iw < w.last; iw++) {
+                    sum += (double)(image + clnet__row(0, ih, iw, s.H, s.W) * s.x_stride)[c];
+                }
+            }
+            (y + pixel * s.y_stride)[c] = (clnet_real)(sum / size);
+        }
+    }
+}
+
+// The outputs whose windows hold input i: from first to before last.
+static clnet__span clnet__pool2d_readers(const clnet_pool2d_sizes *s, int axis, int i) {
+    const int kernel = axis ? s->KW : s->KH, outputs = axis ? s->OW : s->OH;
+    const int end = i + s->padding[axis], stride = s->stride[axis];
+    const int first = end < kernel ? 0 : (end - kernel) / stride + 1;
+    return (clnet__span){first, clnet__min(outputs, end / stride + 1), 1};
+}
+
+void clnet_ref_avg_pool2d_backward(clnet_real *dx, const clnet_real *dy,
+                                   const clnet_pool2d_sizes *sizes) {
+    const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
+    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.H, s.W); pixel++) {
+        const clnet__span h = clnet__pool2d_readers(&s, 0, clnet__mod(pixel / (size_t)s.W, s.H));
+        const clnet__span w = clnet__pool2d_readers(&s, 1, clnet__mod(pixel, s.W));
+        const clnet_real *image =
+            dy + pixel / (size_t)s.W / (size_t)s.H * clnet__volume(1, s.OH, s.OW) * s.y_stride;
+        for (int c = 0; c < s.C; c++) {
+            double sum = 0;
+            for (int oh = h.first; oh < h.last; oh++) {
+                const clnet__span read_h = clnet__pool2d_span(&s, 0, oh);
+                const int size_h = clnet__avg_pool2d_size(&s, 0, oh, &read_h);
+                for (int ow = w.first; ow < w.last; ow++) {
+                    const clnet__span read_w = clnet__pool2d_span(&s, 1, ow);
+                    const int size_w = clnet__avg_pool2d_size(&s, 1, ow, &read_w);
+                    sum += (double)(image + clnet__row(0, oh, ow, s.OH, s.OW) * s.y_stride)[c] /
+                           ((double)size_h * size_w);
+                }
+            }
+            (dx + pixel * s.x_stride)[c] += (clnet_real)sum;
+        }
+    }
+}
+
+static void clnet__avg_pool2d_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
+    clnet_ref_avg_pool2d_forward(clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
+                                 clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                                 &s);
+}
+
+static void clnet__avg_pool2d_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
+    clnet_ref_avg_pool2d_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                                  clnet__grad(node->out) + clnet__at(node->out, p->n0, p->c0), &s);
+}
+
+clnet_tensor *clnet_avg_pool2d(clnet_graph *g, clnet_tensor *x, const clnet_pool2d_desc *d) {
+    clnet_node *node = clnet__pool2d(g, CLNET_OP_AVG_POOL2D, "avg_pool2d", x, d);
+    return node ? node->out : NULL;
+}
+
+// >>global_avg_pool
+// y[n,c] = 1/(H*W) sum of x[n,c]; backward: dx += dy / (H*W).
+
+void clnet_ref_global_avg_pool_forward(clnet_real *y, const clnet_real *x, const clnet_sizes *s) {
+    const size_t pixels = clnet__volume(1, s->H, s->W);
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (int n = 0; n < s->N; n++) {
+        for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
+            const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
+            double sum[CLNET__CHANNEL_BLOCK] = {0};
+            for (size_t p = 0; p < pixels; p++) {
+                for (int c = 0; c < count; c++) {
+                    sum[c] += (double)(x + ((size_t)n * pixels + p) * xs)[c0 + c];
+                }
+            }
+            for (int c = 0; c < count; c++) {
+                (y + (size_t)n * ys)[c0 + c] = (clnet_real)(sum[c] / (double)pixels);
+            }
+        }
+    }
+}
+
+void clnet_ref_global_avg_pool_backward(clnet_real *dx, const clnet_real *dy,
+                                        const clnet_sizes *s) {
+    const size_t pixels = clnet__volume(1, s->H, s->W);
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (size_t i = 0; i < (size_t)s->N * pixels; i++) {
+        const clnet_real *dyp = dy + i / pixels * ys;
+        for (int c = 0; c < s->C; c++) {
+            (dx + i * xs)[c] += dyp[c] / (clnet_real)pixels;
+        }
+    }
+}
+
+static void clnet__global_avg_pool_forward(clnet_graph *g, clnet_node *node,
+                                           const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_global_avg_pool_forward(
+        clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
+        clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+}
+
+static void clnet__global_avg_pool_backward(clnet_graph *g, clnet_node *node,
+                                            const clnet__piece *p) {
+    (void)g;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_global_avg_pool_backward(
+        clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+        clnet__grad(node->out) + clnet__at(node->out, p->n0, p->c0), &s);
+}
+
+clnet_tensor *clnet_global_avg_pool(clnet_graph *g, clnet_tensor *x) {
+    clnet_node *node = clnet__valid(&x, 1) ? clnet__node(g, CLNET_OP_GLOBAL_AVG_POOL, &x, 1) : NULL;
+    return node ? clnet__output(node, x->shape[0], x->shape[1], 1, 1) : NULL;
+}
+
+// >>upsample_bilinear
+// y at output o reads x at the coordinate r = (o + 1/2) size/outputs - 1/2, at least 0, or with
+// align_corners r = o (size - 1)/(outputs - 1): low = floor(r), high = low + 1 unless at the edge,
+// weights 1 - (r - low) and r - low, on both axes. Coordinates are clnet_real, as PyTorch has them.
+// backward gathers: dx[i] += sum of weight * dy over the outputs that read i.
+
+typedef struct clnet__tap {
+    int low, high;
+    clnet_real low_weight, high_weight;
+} clnet__tap;
+
+static clnet_real clnet__upsample_scale(int size, int outputs, bool align_corners) {
+    if (align_corners) {
+        return outputs > 1 ? (clnet_real)(size - 1) / (clnet_real)(outputs - 1) : 0;
+    }
+    return (clnet_real)size / (clnet_real)outputs;
+}
+
+static clnet__tap clnet__upsample_tap(int o, int size, clnet_real scale, bool align_corners) {
+    const clnet_real half = (clnet_real)0.5;
+    clnet_real r = align_corners ? scale * (clnet_real)o : scale * ((clnet_real)o + half) - half;
+    r = r < 0 ? 0 : r;
+    const int low = clnet__min((int)r, size - 1);
+    const clnet_real weight = r - (clnet_real)low > 1 ? 1 : r - (clnet_real)low;
+    return (clnet__tap){low, clnet__min(low + 1, size - 1), 1 - weight, weight};
+}
+
+void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
+                                         const clnet_upsample_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const clnet_real scale_h = clnet__upsample_scale(s->H, s->OH, s->align_corners);
+    const clnet_real scale_w = clnet__upsample_scale(s->W, s->OW, s->align_corners);
+    for (size_t row = 0; row < clnet__volume(1, s->N, s->OH); row++) {
+        const clnet__tap h =
+            clnet__upsample_tap(clnet__mod(row, s->OH), s->H, scale_h, s->align_corners);
+        const int n = (int)(row / (size_t)s->OH);
+        const clnet_real *low = x + clnet__row(n, h.low, 0, s->H, s->W) * xs;
+        const clnet_real *high = x + clnet__row(n, h.high, 0, s->H, s->W) * xs;
+        for (int ow = 0; ow < s->OW; ow++) {
+            const clnet__tap w = clnet__upsample_tap(ow, s->W, scale_w, s->align_corners);
+            const clnet_real *a = low + (size_t)w.low * xs, *b = low + (size_t)w.high * xs;
+            const clnet_real *c = high + (size_t)w.low * xs, *d = high + (size_t)w.high * xs;
+            clnet_real *CLNET__RESTRICT yp = y + (row * (size_t)s->OW + (size_t)ow) * ys;
+            for (int i = 0; i < s->C; i++) {
+                yp[i] = h.low_weight * (w.low_weight * a[i] + w.high_weight * b[i]) +
+                        h.high_weight * (w.low_weight * c[i] + w.high_weight * d[i]);
+            }
+        }
+    }
+}
+
+// A range of outputs that holds all that read input i: those with r in (i - 1, i + 1), and one more
+// on each side for rounding.
+static clnet__span clnet__upsample_readers(int i, int size, int outputs, bool align_corners) {
+    const double scale = align_corners ? (outputs > 1 ? (double)(size - 1) / (outputs - 1) : 0)
+                                       : (double)size / outputs;
+    if (scale == 0) {
+        return (clnet__span){0, outputs, 1};
+    }
+    const double shift = align_corners ? 0 : 0.5;
+    const double first = floor((i - 1 + shift) / scale - shift) - 1;
+    const double last = ceil((i + 1 + shift) / scale - shift) + 2;
+    // Before input 0 and beyond the last one, coordinates are clamped: those outputs read it too.
+    return (clnet__span){i == 0 || first < 0 ? 0 : (int)first,
+                         i == size - 1 || last > outputs ? outputs : (int)last, 1};
+}
+
+static clnet_real clnet__tap_weight(const clnet__tap *tap, int i) {
+    return (tap->low == i ? tap->low_weight : 0) + (tap->high == i ? tap->high_weight : 0);
+}
+
+void clnet_ref_upsample_bilinear_backward(clnet_real *dx, const clnet_real *dy,
+                                          const clnet_upsample_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const clnet_real scale_h = clnet__upsample_scale(s->H, s->OH, s->align_corners);
+    const clnet_real scale_w = clnet__upsample_scale(s->W, s->OW, s->align_corners);
+    for (size_t pixel = 0; pixel < clnet__volume(s->N, s->H, s->W); pixel++) {
+        const int iw = clnet__mod(pixel, s->W), ih = clnet__mod(pixel / (size_t)s->W, s->H);
+        const clnet__span h = clnet__upsample_readers(ih, s->H, s->OH, s->align_corners);
+        const clnet__span w = clnet__upsample_readers(iw, s->W, s->OW, s->align_corners);
+        const clnet_real *image =
+            dy + pixel / (size_t)s->W / (size_t)s->H * clnet__volume(1, s->OH, s->OW) * ys;
+        for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
+            const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
+            double sum[CLNET__CHANNEL_BLOCK] = {0};
+            for (int oh = h.first; oh < h.last; oh++) {
+                const clnet__tap th = clnet__upsample_tap(oh, s->H, scale_h, s->align_corners);
+                const double weight_h = (double)clnet__tap_weight(&th, ih);
+                for (int ow = w.first; weight_h != 0 && ow < w.last; ow++) {
+                    const clnet__tap tw = clnet__upsample_tap(ow, s->W, scale_w, s->align_corners);
+                    const double weight = weight_h * (double)clnet__tap_weight(&tw, iw);
+                    const clnet_real *dyp = image + clnet__row(0, oh, ow, s->OH, s->OW) * ys + c0;
+                    for (int c = 0; weight != 0 && c < count; c++) {
+                        sum[c] += weight * (double)dyp[c];
+                    }
+                }
+            }
+            for (int c = 0; c < count; c++) {
+                (dx + pixel * xs)[c0 + c] += (clnet_real)sum[c];
+            }
+        }
+    }
+}
+
+static clnet_upsample_sizes clnet__upsample_sizes(const clnet_node *node, const clnet__piece *p) {
+    const clnet_tensor *x = node->in[0], *y = node->out;
+    return (clnet_upsample_sizes){.N = p->n1 - p->n0,
+                                  .C = p->c1 - p->c0,
+                                  .H = x->shape[2],
+                                  .W = x->shape[3],
+                                  .OH = y->shape[2],
+                                  .OW = y->shape[3],
+                                  .align_corners = node->desc.align_corners,
+                                  .x_stride = x->stride,
+                                  .y_stride = y->stride};
+}
+
+static void clnet__upsample_bilinear_forward(clnet_graph *g, clnet_node *node,
+                                             const clnet__piece *p) {
+    (void)g;
+    const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
+    clnet_ref_upsample_bilinear_forward(
+        clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
+        clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+}
+
+static void clnet__upsample_bilinear_backward(clnet_graph *g, clnet_node *node,
+                                              const clnet__piece *p) {
+    (void)g;
+    const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
+    clnet_ref_upsample_bilinear_backward(
+        clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+        clnet__grad(node->out) + clnet__at(node->out, p->n0, p->c0), &s);
+}
+
+clnet_tensor *clnet_upsample_bilinear(clnet_graph *g, clnet_tensor *x, int h, int w,
+                                      bool align_corners) {
+    if (!clnet__valid(&x, 1)) {
+        return NULL;
+    }
+    if (h < 1 || w < 1) {
+        return clnet__refuse(x, "upsample_bilinear: a size of %d x %d", h, w);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_UPSAMPLE_BILINEAR, &x, 1);
+    if (!node) {
+        return NULL;
+    }
+    node->desc.align_corners = align_corners;
+    return clnet__output(node, x->shape[0], x->shape[1], h, w);
+}
+
+// >>concat
+// y[n, first_i + c, h, w] = x_i[n,c,h,w], first_i the channels of the inputs before; backward: the
+// same slices of dy are added to each dx_i.
+
+void clnet_ref_copy(clnet_real *y, const clnet_real *x, bool add, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        clnet_real *CLNET__RESTRICT yp = y + p * ys;
+        const clnet_real *CLNET__RESTRICT xp = x + p * xs;
+        if (add) {
+            for (int c = 0; c < s->C; c++) {
+                yp[c] += xp[c];
+            }
+        } else {
+            for (int c = 0; c < s->C; c++) {
+                yp[c] = xp[c];
+            }
+        }
+    }
+}
+
+static void clnet__concat_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    for (int i = 0, first = 0; i < node->inputs; first += node->in[i++]->shape[1]) {
+        const clnet_tensor *x = node->in[i], *y = node->out;
+        const clnet_sizes s = {.N = p->n1 - p->n0,
+                               .C = x->shape[1],
+                               .H = x->shape[2],
+                               .W = x->shape[3],
+                               .x_stride = x->stride,
+                               .y_stride = y->stride};
+        clnet_ref_copy(clnet__value(y) + clnet__at(y, p->n0, first),
+                       clnet__value(x) + clnet__at(x, p->n0, 0), false, &s);
+    }
+}
+
+static void clnet__concat_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    for (int i = 0, first = 0; i < node->inputs; first += node->in[i++]->shape[1]) {
+        const clnet_tensor *x = node->in[i], *y = node->out;
+        const clnet_sizes s = {.N = p->n1 - p->n0,
+                               .C = x->shape[1],
+                               .H = x->shape[2],
+                               .W = x->shape[3],
+                               .x_stride = y->stride,
+                               .y_stride = x->stride};
+        if (clnet__grad(x)) {
+            clnet_ref_copy(clnet__grad(x) + clnet__at(x, p->n0, 0),
+                           clnet__grad(y) + clnet__at(y, p->n0, first), true, &s);
+        }
+    }
+}
+
+clnet_tensor *clnet_concat(clnet_graph *g, clnet_tensor *const *x, int count) {
+    if (count < 1 || count > CLNET_MAX_INPUTS || !clnet__valid(x, count)) {
+        return count < 1 || count > CLNET_MAX_INPUTS
+                   ? clnet__refuse(x[0], "concat: 1 to %d inputs, found %d", CLNET_MAX_INPUTS,
+                                   count)
+                   : NULL;
+    }
+    int channels = 0;
+    for (int i = 0; i < count; i++) {
+        if (x[i]->shape[0] != x[0]->shape[0] || x[i]->shape[2] != x[0]->shape[2] ||
+            x[i]->shape[3] != x[0]->shape[3]) {
+            return clnet__refuse(x[i],
+                                 "concat: input %d is (%d,%d,%d,%d), input 0 is (%d,%d,%d,%d)", i,
+                                 x[i]->shape[0], x[i]->shape[1], x[i]->shape[2], x[i]->shape[3],
+                                 x[0]->shape[0], x[0]->shape[1], x[0]->shape[2], x[0]->shape[3]);
+        }
+        channels += x[i]->shape[1];
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_CONCAT, x, count);
+    return node ? clnet__output(node, x[0]->shape[0], channels, x[0]->shape[2], x[0]->shape[3])
+                : NULL;
+}
+
+// >>add
+// y = a + b; backward: da += dy, db += dy.
+
+void clnet_ref_add_forward(clnet_real *y, const clnet_real *a, const clnet_real *b,
+                           const clnet_sizes *s, size_t b_stride) {
+    const size_t as = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const size_t bs = clnet__or_size(b_stride, (size_t)s->C);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        for (int c = 0; c < s->C; c++) {
+            (y + p * ys)[c] = (a + p * as)[c] + (b + p * bs)[c];
+        }
+    }
+}
+
+static void clnet__add_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_tensor *a = node->in[0], *b = node->in[1], *y = node->out;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_add_forward(clnet__value(y) + clnet__at(y, p->n0, p->c0),
+                          clnet__value(a) + clnet__at(a, p->n0, p->c0),
+                          clnet__value(b) + clnet__at(b, p->n0, p->c0), &s, b->stride);
+}
+
+static void clnet__add_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    for (int i = 0; i < 2; i++) {
+        const clnet_tensor *x = node->in[i], *y = node->out;
+        const clnet_sizes s = {.N = p->n1 - p->n0,
+                               .C = p->c1 - p->c0,
+                               .H = x->shape[2],
+                               .W = x->shape[3],
+                               .x_stride = y->stride,
+                               .y_stride = x->stride};
+        if (clnet__grad(x)) {
+            clnet_ref_copy(clnet__grad(x) + clnet__at(x, p->n0, p->c0),
+                           clnet__grad(y) + clnet__at(y, p->n0, p->c0), true, &s);
+        }
+    }
+}
+
+clnet_tensor *clnet_add(clnet_graph *g, clnet_tensor *a, clnet_tensor *b) {
+    clnet_tensor *in[2] = {a, b};
+    if (!clnet__valid(in, 2)) {
+        return NULL;
+    }
+    if (memcmp(a->shape, b->shape, sizeof a->shape)) {
+        return clnet__refuse(a, "add: (%d,%d,%d,%d) and (%d,%d,%d,%d)", a->shape[0], a->shape[1],
+                             a->shape[2], a->shape[3], b->shape[0], b->shape[1], b->shape[2],
+                             b->shape[3]);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_ADD, in, 2);
+    return node ? clnet__output(node, a->shape[0], a->shape[1], a->shape[2], a->shape[3]) : NULL;
+}
+
+// >>scale_channels
+// y[n,c,h,w] = x[n,c,h,w] gate[n,c]; backward: dx += dy gate; dgate[n,c] += sum over h,w of dy x.
+
+void clnet_ref_scale_channels_forward(clnet_real *y, const clnet_real *x, const clnet_real *gate,
+                                      size_t gate_stride, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const size_t pixels = clnet__volume(1, s->H, s->W),
+                 gs = clnet__or_size(gate_stride, (size_t)s->C);
+    for (size_t i = 0; i < (size_t)s->N * pixels; i++) {
+        const clnet_real *gp = gate + i / pixels * gs;
+        for (int c = 0; c < s->C; c++) {
+            (y + i * ys)[c] = (x + i * xs)[c] * gp[c];
+        }
+    }
+}
+
+void clnet_ref_scale_channels_backward(clnet_real *dx, clnet_real *dgate, const clnet_real *dy,
+                                       const clnet_real *x, const clnet_real *gate,
+                                       size_t gate_stride, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const size_t pixels = clnet__volume(1, s->H, s->W),
+                 gs = clnet__or_size(gate_stride, (size_t)s->C);
+    for (size_t i = 0; dx && i < (size_t)s->N * pixels; i++) {
+        const clnet_real *gp = gate + i / pixels * gs;
+        for (int c = 0; c < s->C; c++) {
+            (dx + i * xs)[c] += (dy + i * ys)[c] * gp[c];
+        }
+    }
+    for (int n = 0; dgate && n < s->N; n++) {
+        for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
+            const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
+            double sum[CLNET__CHANNEL_BLOCK] = {0};
+            for (size_t i = (size_t)n * pixels; i < ((size_t)n + 1) * pixels; i++) {
+                for (int c = 0; c < count; c++) {
+                    sum[c] += (double)(dy + i * ys)[c0 + c] * (double)(x + i * xs)[c0 + c];
+                }
+            }
+            for (int c = 0; c < count; c++) {
+                (dgate + (size_t)n * gs)[c0 + c] += (clnet_real)sum[c];
+            }
+        }
+    }
+}
+
+static void clnet__scale_channels_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_tensor *x = node->in[0], *gate = node->in[1], *y = node->out;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_scale_channels_forward(
+        clnet__value(y) + clnet__at(y, p->n0, p->c0), clnet__value(x) + clnet__at(x, p->n0, p->c0),
+        clnet__value(gate) + clnet__at(gate, p->n0, p->c0), gate->stride, &s);
+}
+
+static void clnet__scale_channels_backward(clnet_graph *g, clnet_node *node,
+                                           const clnet__piece *p) {
+    (void)g;
+    const clnet_tensor *x = node->in[0], *gate = node->in[1], *y = node->out;
+    const clnet_sizes s = clnet__sizes(node, p);
+    const size_t at_x = clnet__at(x, p->n0, p->c0), at_gate = clnet__at(gate, p->n0, p->c0);
+    clnet_ref_scale_channels_backward(
+        clnet__offset(clnet__grad(x), at_x), clnet__offset(clnet__grad(gate), at_gate),
+        clnet__grad(y) + clnet__at(y, p->n0, p->c0), clnet__value(x) + at_x,
+        clnet__value(gate) + at_gate, gate->stride, &s);
+}
+
+clnet_tensor *clnet_scale_channels(clnet_graph *g, clnet_tensor *x, clnet_tensor *gate) {
+    clnet_tensor *in[2] = {x, gate};
+    if (!clnet__valid(in, 2)) {
+        return NULL;
+    }
+    if (gate->shape[0] != x->shape[0] || gate->shape[1] != x->shape[1] ||
+        clnet__pixels(gate) != 1) {
+        return clnet__refuse(
+            x, "scale_channels: x is (%d,%d,%d,%d), gate (%d,%d,%d,%d), needed (%d,%d,1,1)",
+            x->shape[0], x->shape[1], x->shape[2], x->shape[3], gate->shape[0], gate->shape[1],
+            gate->shape[2], gate->shape[3], x->shape[0], x->shape[1]);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_SCALE_CHANNELS, in, 2);
+    return node ? clnet__output(node, x->shape[0], x->shape[1], x->shape[2], x->shape[3]) : NULL;
+}
+
+// >>dropout
+// training: y = x / (1 - p) where the draw for this number is at least p, else 0; backward: the same
+// of dy. Nothing is saved: the draw depends on (seed, stream, index in dense (N,H,W,C) order) alone.
+
+void clnet_ref_dropout(clnet_real *y, const clnet_real *x, bool add, double p, uint64_t seed,
+                       uint64_t stream, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const clnet_real scale = (clnet_real)(1 / (1 - p));
+    for (size_t pixel = 0; pixel < clnet__volume(s->N, s->H, s->W); pixel++) {
+        for (int c = 0; c < s->C; c++) {
+            const uint64_t index = (uint64_t)pixel * (uint64_t)s->C + (uint64_t)c;
+            const bool kept = p == 0 || clnet_random_uniform(seed, stream, index) >= p;
+            const clnet_real v = kept ? (x + pixel * xs)[c] * scale : 0;
+            (y + pixel * ys)[c] = add ? (y + pixel * ys)[c] + v : v;
+        }
+    }
+}
+
+// Draws are counted from the first number of the whole batch, so dropout runs as one piece.
+static void clnet__dropout_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    uint64_t seed;
+    const uint64_t stream = clnet__dropout_stream(g, node, &seed);
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_dropout(clnet__value(node->out), clnet__value(node->in[0]), false,
+                      clnet__training(g) ? node->desc.value : 0, seed, stream, &s);
+}
+
+static void clnet__dropout_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    uint64_t seed;
+    const uint64_t stream = clnet__dropout_stream(g, node, &seed);
+    clnet_sizes s = clnet__sizes(node, p);
+    s.x_stride = node->out->stride;
+    s.y_stride = node->in[0]->stride;
+    clnet_ref_dropout(clnet__grad(node->in[0]), clnet__grad(node->out), true,
+                      clnet__training(g) ? node->desc.value : 0, seed, stream, &s);
+}
+
+clnet_tensor *clnet_dropout(clnet_graph *g, clnet_tensor *x, double p) {
+    if (x && (!(p >= 0) || p >= 1)) {
+        return clnet__refuse(x, "dropout: p must be at least 0 and below 1, found %g", p);
+    }
+    clnet_tensor *y = clnet__unary(g, CLNET_OP_DROPOUT, x);
+    if (y) {
+        y->producer->desc.value = p;
+    }
+    return y;
+}
+
+// >>focal_loss
+// L = 1/M sum over labelled n of -a[t] q^gamma lp, with lp = log p_t, q = 1 - p_t, p = softmax(z),
+// M their number. lp = (z_t - max) - log1p(rest), rest = the exponentials but the maximum's.
+// backward: with r = lp / q, which goes to -1 with q, and dp_t/dz_j = p_t (delta_tj - p_j),
+//     dL/dz_j = a[t]/M q^gamma (gamma p_t r - 1) (delta_tj - p_j),   where delta_tt - p_t = q:
+// no difference of nearly equal numbers and no division by a small one. gamma = 0: cross entropy.
+
+typedef struct clnet__focal {
+    double max, sum; // of the exponentials
+    double log_p, q; // of the label
+} clnet__focal;
+
+static clnet__focal clnet__focal_of(const clnet_real *z, int K, int t) {
+    int top = 0;
+    for (int k = 1; k < K; k++) {
+        top = z[k] > z[top] ? k : top;
+    }
+    double rest = 0, others = 0; // exponentials but the maximum's; but the label's
+    for (int k = 0; k < K; k++) {
+        const double e = exp((double)z[k] - (double)z[top]);
+        rest += k == top ? 0 : e;
+        others += k == t ? 0 : e;
+    }
+    return (clnet__focal){.max = (double)z[top],
+                          .sum = 1 + rest,
+                          .q = others / (1 + rest),
+                          .log_p = ((double)z[t] - (double)z[top]) - log1p(rest)};
+}
+
+static double clnet__power(double q, double gamma) { return gamma == 2 ? q * q : pow(q, gamma); }
+
+static double clnet__focal_alpha(const clnet_focal_loss_desc *d, int t, int K) {
+    bool none = true;
+    for (int k = 0; k < K; k++) {
+        none = none && d->alpha[k] == 0;
+    }
+    return none ? 1 : d->alpha[t];
+}
+
+static int clnet__labelled(const int32_t *label, int N, int K) {
+    int count = 0;
+    for (int n = 0; n < N; n++) {
+        count += label[n] >= 0 && label[n] < K;
+    }
+    return count;
+}
+
+double clnet_ref_focal_loss_forward(const clnet_real *logits, const int32_t *label, int N, int K,
+                                    const clnet_focal_loss_desc *d) {
+    double sum = 0;
+    const int count = clnet__labelled(label, N, K);
+    for (int n = 0; n < N; n++) {
+        if (label[n] >= 0 && label[n] < K) {
+            const clnet__focal f = clnet__focal_of(logits + clnet__volume(1, n, K), K, label[n]);
+            sum -= clnet__focal_alpha(d, label[n], K) * clnet__power(f.q, d->gamma) * f.log_p;
+        }
+    }
+    return count ? sum / count : 0;
+}
+
+void clnet_ref_focal_loss_backward(clnet_real *dlogits, double scale, const clnet_real *logits,
+                                   const int32_t *label, int N, int K,
+                                   const clnet_focal_loss_desc *d) {
+    const int count = clnet__labelled(label, N, K);
+    for (int n = 0; n < N; n++) {
+        if (label[n] < 0 || label[n] >= K) {
+            continue;
+        }
+        const clnet_real *z = logits + clnet__volume(1, n, K);
+        const clnet__focal f = clnet__focal_of(z, K, label[n]);
+        const double ratio = f.q > 0 ? f.log_p / f.q : -1;
+        const double factor = scale * clnet__focal_alpha(d, label[n], K) / count *
+                              clnet__power(f.q, d->gamma) * (d->gamma * exp(f.log_p) * ratio - 1);
+        for (int k = 0; k < K; k++) {
+            const double p = exp((double)z[k] - f.max) / f.sum;
+            (dlogits + clnet__volume(1, n, K))[k] +=
+                (clnet_real)(factor * (k == label[n] ? f.q : -p));
+        }
+    }
+}
+
+static void clnet__focal_loss_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g, (void)p;
+    const clnet_tensor *z = node->in[0];
+    clnet__value(node->out)[0] =
+        (clnet_real)clnet_ref_focal_loss_forward(clnet__value(z), clnet__integers(node->in[1]),
+                                                 z->shape[0], z->shape[1], &node->desc.focal_loss);
+}
+
+static void clnet__focal_loss_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g, (void)p;
+    const clnet_tensor *z = node->in[0];
+    clnet_ref_focal_loss_backward(clnet__grad(z), (double)clnet__grad(node->out)[0],
+                                  clnet__value(z), clnet__integers(node->in[1]), z->shape[0],
+                                  z->shape[1], &node->desc.focal_loss);
+}
+
+// The output of a loss: one number that does not follow the batch.
+static clnet_tensor *clnet__scalar(clnet_node *node) {
+    clnet_tensor *y = node ? clnet__output(node, 1, 1, 1, 1) : NULL;
+    if (y) {
+        y->rank = 0;
+        y->batched = false;
+        y->keep = true;
+    }
+    return y;
+}
+
+clnet_tensor *clnet_focal_loss(clnet_graph *g, clnet_tensor *logits, clnet_tensor *label,
+                               const clnet_focal_loss_desc *d) {
+    clnet_tensor *in[2] = {logits, label};
+    if (!clnet__valid(in, 2)) {
+        return NULL;
+    }
+    if (!label->integer || clnet__pixels(logits) != 1 || label->shape[0] != logits->shape[0] ||
+        logits->shape[1] > CLNET_MAX_CLASSES || !(d->gamma >= 0)) {
+        return clnet__refuse(logits,
+                             "focal_loss: needs logits (N,K) with K up to %d, labels (N) and "
+                             "gamma >= 0; found (%d,%d,%d,%d), (%d) and %g",
+                             CLNET_MAX_CLASSES, logits->shape[0], logits->shape[1],
+                             logits->shape[2], logits->shape[3], label->shape[0], d->gamma);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_FOCAL_LOSS, in, 2);
+    if (!node) {
+        return NULL;
+    }
+    node->desc.focal_loss = *d;
+    label->classes = logits->shape[1];
+    return clnet__scalar(node);
+}
+
+// >>mask_focal_loss
+// Per pixel, with u = z where the mask is set, else -z: p = sigmoid(u), q = 1 - p = sigmoid(-u),
+// lp = log p = -log(1 + exp(-u)); L = mean of -q^gamma lp over the pixels of images with a mask.
+// backward: dL/du = q^gamma (gamma p lp - q) / number of pixels, dz = dL/du or -dL/du.
+
+static double clnet__log_sigmoid(double u) { return u < 0 ? u - log1p(exp(u)) : -log1p(exp(-u)); }
+
+// How many images have a mask.
+static int clnet__masked(const clnet_real *mask, int N, size_t pixels) {
+    int count = 0;
+    for (int n = 0; n < N; n++) {
+        count += !(mask[(size_t)n * pixels] < 0);
+    }
+    return count;
+}
+
+double clnet_ref_mask_focal_loss_forward(const clnet_real *logits, const clnet_real *mask, int N,
+                                         size_t pixels, double gamma) {
+    double sum = 0;
+    const int count = clnet__masked(mask, N, pixels);
+    for (size_t i = 0; i < (size_t)N * pixels; i++) {
+        if (!(mask[i / pixels * pixels] < 0)) {
+            const double u = mask[i] > (clnet_real)0.5 ? (double)logits[i] : -(double)logits[i];
+            sum -= clnet__power(clnet__sigmoid(-u), gamma) * clnet__log_sigmoid(u);
+        }
+    }
+    return count ? sum / ((double)count * (double)pixels) : 0;
+}
+
+void clnet_ref_mask_focal_loss_backward(clnet_real *dlogits, double scale, const clnet_real *logits,
+                                        const clnet_real *mask, int N, size_t pixels,
+                                        double gamma) {
+    const double share = scale / ((double)clnet__masked(mask, N, pixels) * (double)pixels);
+    for (size_t i = 0; i < (size_t)N * pixels; i++) {
+        if (!(mask[i / pixels * pixels] < 0)) {
+            const double sign = mask[i] > (clnet_real)0.5 ? 1 : -1, u = sign * (double)logits[i];
+            const double q = clnet__sigmoid(-u), p = clnet__sigmoid(u);
+            const double slope = clnet__power(q, gamma) * (gamma * p * clnet__log_sigmoid(u) - q);
+            dlogits[i] += (clnet_real)(sign * share * slope);
+        }
+    }
+}
+
+static void clnet__mask_focal_loss_forward(clnet_graph *g, clnet_node *node,
+                                           const clnet__piece *p) {
+    (void)g, (void)p;
+    const clnet_tensor *z = node->in[0];
+    clnet__value(node->out)[0] = (clnet_real)clnet_ref_mask_focal_loss_forward(
+        clnet__value(z), clnet__value(node->in[1]), z->shape[0], clnet__pixels(z),
+        node->desc.value);
+}
+
+static void clnet__mask_focal_loss_backward(clnet_graph *g, clnet_node *node,
+                                            const clnet__piece *p) {
+    (void)g, (void)p;
+    const clnet_tensor *z = node->in[0];
+    clnet_ref_mask_focal_loss_backward(clnet__grad(z), (double)clnet__grad(node->out)[0],
+                                       clnet__value(z), clnet__value(node->in[1]), z->shape[0],
+                                       clnet__pixels(z), node->desc.value);
+}
+
+// What both losses on masks share: logits and mask of one channel and the same shape.
+static clnet_tensor *clnet__mask_loss(clnet_graph *g, clnet_op op, const char *name,
+                                      clnet_tensor *logits, clnet_tensor *mask, double value) {
+    clnet_tensor *in[2] = {logits, mask};
+    if (!clnet__valid(in, 2)) {
+        return NULL;
+    }
+    if (memcmp(logits->shape, mask->shape, sizeof mask->shape) || mask->shape[1] != 1 ||
+        mask->stride != 1 || logits->stride != 1 || !(value >= 0)) {
+        return clnet__refuse(logits,
+                             "%s: needs logits and mask (N,1,H,W) and gamma or smooth >= 0; "
+                             "found (%d,%d,%d,%d), (%d,%d,%d,%d) and %g",
+                             name, logits->shape[0], logits->shape[1], logits->shape[2],
+                             logits->shape[3], mask->shape[0], mask->shape[1], mask->shape[2],
+                             mask->shape[3], value);
+    }
+    clnet_node *node = clnet__node(g, op, in, 2);
+    if (!node) {
+        return NULL;
+    }
+    node->desc.value = value;
+    return clnet__scalar(node);
+}
+
+clnet_tensor *clnet_mask_focal_loss(clnet_graph *g, clnet_tensor *logits, clnet_tensor *mask,
+                                    double gamma) {
+    return clnet__mask_loss(g, CLNET_OP_MASK_FOCAL_LOSS, "mask_focal_loss", logits, mask, gamma);
+}
+
+// >>dice_loss
+// D = (2 I + s) / (P + M + s), I = sum(p m), P = sum(p), M = sum(m), p = sigmoid(z);
+// L = mean over images with a mask of 1 - D. backward, from dD/dp = (2 m - D) / (P + M + s):
+//     dL/dz = (D - 2 m) / (P + M + s) p (1 - p) / images
+
+typedef struct clnet__dice {
+    double dice, denominator;
+} clnet__dice;
+
+static clnet__dice clnet__dice_of(const clnet_real *z, const clnet_real *m, size_t pixels,
+                                  double smooth) {
+    double both = 0, predicted = 0, truth = 0;
+    for (size_t i = 0; i < pixels; i++) {
+        const double p = clnet__sigmoid((double)z[i]);
+        both += p * (double)m[i];
+        predicted += p;
+        truth += (double)m[i];
+    }
+    const double denominator = predicted + truth + smooth;
+    return (clnet__dice){denominator > 0 ? (2 * both + smooth) / denominator
+                                         : (denominator == 0 ? 1 : denominator),
+                         denominator};
+}
+
+double clnet_ref_dice_loss_forward(const clnet_real *logits, const clnet_real *mask, int N,
+                                   size_t pixels, double smooth) {
+    double sum = 0;
+    const int count = clnet__masked(mask, N, pixels);
+    for (size_t n = 0; n < (size_t)N; n++) {
+        if (!(mask[n * pixels] < 0)) {
+            sum += 1 - clnet__dice_of(logits + n * pixels, mask + n * pixels, pixels, smooth).dice;
+        }
+    }
+    return count ? sum / count : 0;
+}
+
+void clnet_ref_dice_loss_backward(clnet_real *dlogits, double scale, const clnet_real *logits,
+                                  const clnet_real *mask, int N, size_t pixels, double smooth) {
+    const int count = clnet__masked(mask, N, pixels);
+    for (size_t n = 0; n < (size_t)N; n++) {
+        const clnet_real *z = logits + n * pixels, *m = mask + n * pixels;
+        if (m[0] < 0) {
+            continue;
+        }
+        const clnet__dice d = clnet__dice_of(z, m, pixels, smooth);
+        for (size_t i = 0; d.denominator != 0 && i < pixels; i++) {
+            const double p = clnet__sigmoid((double)z[i]),
+                         slope = p * clnet__sigmoid(-(double)z[i]);
+            dlogits[n * pixels + i] +=
+                (clnet_real)(scale / count * (d.dice - 2 * (double)m[i]) / d.denominator * slope);
+        }
+    }
+}
+
+static void clnet__dice_loss_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g, (void)p;
+    const clnet_tensor *z = node->in[0];
+    clnet__value(node->out)[0] =
+        (clnet_real)clnet_ref_dice_loss_forward(clnet__value(z), clnet__value(node->in[1]),
+                                                z->shape[0], clnet__pixels(z), node->desc.value);
+}
+
+static void clnet__dice_loss_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g, (void)p;
+    const clnet_tensor *z = node->in[0];
+    clnet_ref_dice_loss_backward(clnet__grad(z), (double)clnet__grad(node->out)[0], clnet__value(z),
+                                 clnet__value(node->in[1]), z->shape[0], clnet__pixels(z),
+                                 node->desc.value);
+}
+
+clnet_tensor *clnet_dice_loss(clnet_graph *g, clnet_tensor *logits, clnet_tensor *mask,
+                              double smooth) {
+    return clnet__mask_loss(g, CLNET_OP_DICE_LOSS, "dice_loss", logits, mask, smooth);
+}
+
+// >>weighted_sum
+// y = sum of weight_i x_i; backward: dx_i += weight_i dy.
+
+static void clnet__weighted_sum_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g, (void)p;
+    double sum = 0;
+    for (int i = 0; i < node->inputs; i++) {
+        sum += node->desc.weight[i] * (double)clnet__value(node->in[i])[0];
+    }
+    clnet__value(node->out)[0] = (clnet_real)sum;
+}
+
+static void clnet__weighted_sum_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g, (void)p;
+    for (int i = 0; i < node->inputs; i++) {
+        if (clnet__grad(node->in[i])) {
+            clnet__grad(node->in[i])[0] +=
+                (clnet_real)(node->desc.weight[i] * (double)clnet__grad(node->out)[0]);
+        }
+    }
+}
+
+clnet_tensor *clnet_weighted_sum(clnet_graph *g, clnet_tensor *const *x, const double *weight,
+                                 int count) {
+    if (!clnet__valid(x, clnet__min(count, CLNET_MAX_INPUTS))) {
+        return NULL;
+    }
+    for (int i = 0; i < count && i < CLNET_MAX_INPUTS; i++) {
+        if (x[i]->rank != 0) {
+            return clnet__refuse(x[i], "weighted_sum: input %d is not a scalar", i);
+        }
+    }
+    if (count < 1 || count > CLNET_MAX_INPUTS) {
+        return clnet__refuse(x[0], "weighted_sum: 1 to %d inputs, found %d", CLNET_MAX_INPUTS,
+                             count);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_WEIGHTED_SUM, x, count);
+    if (!node) {
+        return NULL;
+    }
+    memcpy(node->desc.weight, weight, (size_t)count * sizeof *weight);
+    return clnet__scalar(node);
+}
+
+// >>plan
+// The list of nodes, and the plan of its memory. Time runs from 0 to 2n - 1: node i runs forward at i
+// and backward at 2n - 1 - i. Every value, gradient and saved tensor lives from its first write to
+// its last read on that line; two that never live at the same time may share bytes.
+
+struct clnet_adam {
+    clnet_graph *graph;
+    clnet_adam_desc desc;
+    uint64_t steps;
+    clnet_memory moment[2]; // laid out as the slab of parameters
+};
+
+struct clnet_graph {
+    clnet_context *ctx;
+    clnet_node **nodes;
+    clnet_tensor **tensors, **weights,
+        **activations; // all; parameters and buffers; inputs and outputs
+    int node_count, tensor_count, weight_count, activation_count;
+    int batch, largest_batch; // 0 before the first input
+    bool failed, planned, built, training;
+    uint64_t seed, step, batches; // batches: forwards in training, BN's num_batches_tracked
+    double loss_scale;
+    clnet_tensor *loss;
+    clnet_memory_plan plan;
+    clnet_memory parameters, buffers, gradients, arena, workspace;
+    clnet_adam *adam;
+};
+
+#ifdef CLNET__FAST
+static const clnet__cpu *clnet__cpu_of(const clnet_graph *g) { return &g->ctx->cpu; }
+static void *clnet__workspace(const clnet_graph *g) { return g->workspace.handle; }
+#endif
+static bool clnet__training(const clnet_graph *g) { return g->training; }
+
+// Every dropout node of every step draws from a stream of its own.
+static uint64_t clnet__dropout_stream(const clnet_graph *g, const clnet_node *node,
+                                      uint64_t *seed) {
+    *seed = g->seed;
+    return ((uint64_t)node->index + 1) << 40 | (g->step & 0xffffffffffu);
+}
+
+// Builders: an input that is NULL, or a graph that has failed, is passed on.
+static bool clnet__valid(clnet_tensor *const *x, int count) {
+    for (int i = 0; i < count; i++) {
+        if (!x[i] || x[i]->graph->failed) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static clnet_tensor *clnet__refuse(clnet_tensor *x, const char *format, ...) {
+    if (x) {
+        char text[512];
+        va_list args;
+        va_start(args, format);
+        vsnprintf(text, sizeof text, format, args);
+        va_end(args);
+        clnet__fail(x->graph->ctx, CLNET_ERROR_ARGUMENT, "%s", text);
+        x->graph->failed = true;
+    }
+    return NULL;
+}
+
+clnet_graph *clnet_graph_create(clnet_context *ctx) {
+    if (!ctx || ctx->result != CLNET_OK) {
+        return NULL;
+    }
+    clnet_graph *g = clnet__alloc(ctx, sizeof *g);
+    if (g) {
+        g->ctx = ctx;
+        g->loss_scale = 1;
+    }
+    return g;
+}
+
+void clnet_graph_destroy(clnet_graph *g) {
+    if (!g) {
+        return;
+    }
+    clnet_context *ctx = g->ctx;
+    for (int i = 0; i < g->node_count; i++) {
+        clnet__free(ctx, g->nodes[i]);
+    }
+    for (int i = 0; i < g->tensor_count; i++) {
+        clnet__free(ctx, g->tensors[i]->name);
+        clnet__free(ctx, g->tensors[i]);
+    }
+    clnet_memory *slabs[] = {&g->parameters,
+                             &g->buffers,
+                             &g->gradients,
+                             &g->arena,
+                             &g->workspace,
+                             g->adam ? &g->adam->moment[0] : NULL,
+                             g->adam ? &g->adam->moment[1] : NULL};
+    for (size_t i = 0; i < sizeof slabs / sizeof *slabs; i++) {
+        if (slabs[i] && slabs[i]->handle) {
+            ctx->backend.free(ctx, slabs[i]);
+        }
+    }
+    clnet__free(ctx, g->nodes);
+    clnet__free(ctx, g->tensors);
+    clnet__free(ctx, g->weights);
+    clnet__free(ctx, g->activations);
+    clnet__free(ctx, g->adam);
+    clnet__free(ctx, g);
+}
+
+clnet_context *clnet_graph_context(const clnet_graph *g) { return g->ctx; }
+
+// Appends to a list of pointers; false: no memory, and the graph has failed.
+static bool clnet__append(clnet_graph *g, void *list, int *count, void *item) {
+    void *items;
+    memcpy(&items, list, sizeof items);
+    if (!item || !clnet__grow(g->ctx, &items, *count, sizeof(void *))) {
+        g->failed = true;
+        return false;
+    }
+    memcpy((char *)items + (size_t)*count * sizeof(void *), &item, sizeof item);
+    memcpy(list, &items, sizeof items);
+    (*count)++;
+    return true;
+}
+
+static clnet_tensor *clnet__tensor(clnet_graph *g, clnet_role role, const char *name, int rank,
+                                   const int shape[4]) {
+    size_t count = sizeof(clnet_real);
+    for (int i = 0; i < 4; i++) {
+        if (shape[i] < 1 || !clnet__mul(count, (size_t)shape[i], &count) || count > SIZE_MAX / 4) {
+            clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT, "%s: a shape of (%d,%d,%d,%d)", name,
+                        shape[0], shape[1], shape[2], shape[3]);
+            g->failed = true;
+            return NULL;
+        }
+    }
+    clnet_tensor *t = clnet__alloc(g->ctx, sizeof *t);
+    if (!clnet__append(g, &g->tensors, &g->tensor_count, t)) {
+        clnet__free(g->ctx, t);
+        return NULL;
+    }
+    *t = (clnet_tensor){.graph = g,
+                        .role = role,
+                        .rank = rank,
+                        .last_use = -1,
+                        .name = clnet__copy_text(g->ctx, name),
+                        .batched = true};
+    memcpy(t->shape, shape, sizeof t->shape);
+    t->stride = (size_t)shape[1];
+    g->failed = g->failed || !t->name;
+    return t->name ? t : NULL;
+}
+
+static clnet_tensor *clnet__input(clnet_graph *g, const char *name, int rank, const int shape[4]) {
+    if (!g || g->failed || g->ctx->result != CLNET_OK) {
+        return NULL;
+    }
+    if (!name || (g->largest_batch && g->largest_batch != shape[0])) {
+        clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                    "input %s: a batch of %d in a graph for batches of %d",
+                    name ? name : "without a name", shape[0], g->largest_batch);
+        g->failed = true;
+        return NULL;
+    }
+    clnet_tensor *t = clnet__tensor(g, CLNET_ROLE_INPUT, name, rank, shape);
+    if (!t || !clnet__append(g, &g->activations, &g->activation_count, t)) {
+        return NULL;
+    }
+    g->batch = g->largest_batch = shape[0];
+    return t;
+}
+
+clnet_tensor *clnet_input(clnet_graph *g, const char *name, int n, int c, int h, int w) {
+    const int shape[4] = {n, c, h, w};
+    return clnet__input(g, name, 4, shape);
+}
+
+clnet_tensor *clnet_input_labels(clnet_graph *g, const char *name, int n) {
+    const int shape[4] = {n, 1, 1, 1};
+    clnet_tensor *t = clnet__input(g, name, 1, shape);
+    if (t) {
+        t->integer = true;
+    }
+    return t;
+}
+
+// The weight "layer.what" of a layer; names are unique in a graph.
+static clnet_tensor *clnet__weight(clnet_graph *g, const char *layer, const char *what, int rank,
+                                   const int shape[4], clnet_initial initial, double scale) {
+    char name[256];
+    const int length = snprintf(name, sizeof name, "%s.%s", layer, what);
+    const int one[4] = {shape[0], 1, 1, 1};
+    if (length < 0 || (size_t)length >= sizeof name || clnet_graph_find_weight(g, name)) {
+        clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT, "%s: a name that is %s", name,
+                    length < 0 || (size_t)length >= sizeof name ? "too long" : "used twice");
+        g->failed = true;
+        return NULL;
+    }
+    clnet_tensor *t = clnet__tensor(g, CLNET_ROLE_PARAMETER, name, rank, rank == 1 ? one : shape);
+    if (!t || !clnet__append(g, &g->weights, &g->weight_count, t)) {
+        return NULL;
+    }
+    t->batched = false;
+    t->initial = initial;
+    t->initial_scale = scale;
+    return t;
+}
+
+// A weight that the optimiser leaves alone.
+static clnet_tensor *clnet__buffer(clnet_tensor *weight) {
+    if (weight) {
+        weight->role = CLNET_ROLE_BUFFER;
+    }
+    return weight;
+}
+
+static clnet_node *clnet__node(clnet_graph *g, clnet_op op, clnet_tensor *const *in, int inputs) {
+    if (g->failed || g->planned) {
+        if (g->planned) {
+            clnet__refuse(in[0], "%s: added after the graph was planned", in[0]->name);
+        }
+        return NULL;
+    }
+    for (int i = 0; i < inputs; i++) {
+        if (in[i] && in[i]->graph != g) {
+            clnet__refuse(in[i], "%s: belongs to another graph", in[i]->name);
+            g->failed = true;
+            return NULL;
+        }
+    }
+    clnet_node *node = clnet__alloc(g->ctx, sizeof *node);
+    if (!clnet__append(g, &g->nodes, &g->node_count, node)) {
+        clnet__free(g->ctx, node);
+        return NULL;
+    }
+    node->op = op;
+    node->index = g->node_count - 1;
+    node->inputs = inputs;
+    for (int i = 0; i < inputs; i++) {
+        node->in[i] = in[i];
+        if (in[i]) {
+            in[i]->last_use = node->index;
+        }
+    }
+    return node;
+}
+
+static const char *clnet__op_name(clnet_op op) {
+    static const char *const names[] = {
+#define X(ENUM, name, cut, reads) #name,
+        CLNET_OPS(X)
+#undef X
+    };
+    return names[op];
+}
+
+// The node's output, under a name of its own until clnet_tensor_rename.
+static clnet_tensor *clnet__output(clnet_node *node, int n, int c, int h, int w) {
+    clnet_graph *g = node->in[0]->graph;
+    const int shape[4] = {n, c, h, w};
+    char name[64];
+    snprintf(name, sizeof name, "%s_%d", clnet__op_name(node->op), node->index);
+    node->out = clnet__tensor(g, CLNET_ROLE_ACTIVATION, name, 4, shape);
+    if (!node->out || !clnet__append(g, &g->activations, &g->activation_count, node->out)) {
+        return NULL;
+    }
+    node->out->producer = node;
+    return node->out;
+}
+
+static clnet_tensor *clnet__saved(clnet_node *node, int slot, int n, int c, int h, int w,
+                                  bool integer) {
+    const int shape[4] = {n, c, h, w};
+    clnet_tensor *t = clnet__tensor(node->in[0]->graph, CLNET_ROLE_SAVED, "saved", 4, shape);
+    if (t) {
+        t->producer = node;
+        t->integer = integer;
+        t->batched = integer; // an argmax per output, or numbers per channel
+    }
+    return node->saved[slot] = t;
+}
+
+clnet_tensor *clnet_tensor_rename(clnet_tensor *t, const char *name) {
+    if (!t || !name) {
+        return t;
+    }
+    char *copy = clnet__copy_text(t->graph->ctx, name);
+    if (!copy) {
+        t->graph->failed = true;
+        return NULL;
+    }
+    clnet__free(t->graph->ctx, t->name);
+    t->name = copy;
+    return t;
+}
+
+clnet_tensor *clnet_tensor_keep(clnet_tensor *t) {
+    if (t) {
+        t->keep = true;
+    }
+    return t;
+}
+
+clnet_tensor *clnet_tensor_require_grad(clnet_tensor *t) {
+    if (t) {
+        t->require_grad = true;
+    }
+    return t;
+}
+
+// What backward of an operation reads, as bits.
+static unsigned clnet__reads(clnet_op op) {
+    static const unsigned reads[] = {
+#define X(ENUM, name, cut, bits) bits,
+        CLNET_OPS(X)
+#undef X
+    };
+    return reads[op];
+}
+
+// The last node whose backward adds to the gradient of t, -1: none.
+static int clnet__last_backward_reader(const clnet_graph *g, const clnet_tensor *t) {
+    for (int k = t->last_use; k >= 0; k--) {
+        for (int j = 0; j < g->nodes[k]->inputs; j++) {
+            if (g->nodes[k]->in[j] == t && g->nodes[k]->backward) {
+                return k;
+            }
+        }
+    }
+    return -1;
+}
+
+// Which tensors need a gradient: what is upstream of the loss and downstream of a parameter, or of a
+// tensor whose gradient was asked for. A node takes part in backward where it can pass one on.
+static void clnet__plan_gradients(clnet_graph *g, const clnet_build_desc *d) {
+    for (int i = 0; i < g->tensor_count; i++) {
+        clnet_tensor *t = g->tensors[i];
+        t->needs_grad =
+            d->loss && (t->require_grad || (t->role == CLNET_ROLE_PARAMETER && !d->no_weight_grad));
+    }
+    for (int i = 0; i < g->node_count; i++) {
+        clnet_node *node = g->nodes[i];
+        for (int k = 0; k < node->inputs; k++) {
+            if (node->in[k] && node->in[k]->needs_grad) {
+                node->backward = node->out->needs_grad = true;
+            }
+        }
+    }
+    // Nodes that the loss does not depend on take no part. `keep` marks are not touched.
+    for (int i = g->node_count - 1; i >= 0; i--) {
+        clnet_node *node = g->nodes[i];
+        const bool reached = node->out == d->loss || clnet__last_backward_reader(g, node->out) >= 0;
+        node->backward = node->backward && reached;
+        node->out->needs_grad = node->out->needs_grad && reached;
+    }
+    for (int i = 0; i < g->tensor_count; i++) {
+        clnet_tensor *t = g->tensors[i];
+        if (t->role == CLNET_ROLE_INPUT && clnet__last_backward_reader(g, t) < 0) {
+            t->needs_grad = false;
+        }
+    }
+}
+
+// Pass "in place": ReLU writes over its input where nobody else reads that, neither forward nor, for
+// its producer, backward; and over the gradient of its output, unless that was asked for. Saves one
+// tensor for each convolution, batch norm and ReLU.
+static void clnet__plan_in_place(clnet_graph *g, const clnet_build_desc *d) {
+    for (int i = 0; i < g->node_count; i++) {
+        clnet_node *node = g->nodes[i];
+        clnet_tensor *x = node->in[0];
+        int readers = 0;
+        for (int k = 0; k < g->node_count && node->op == CLNET_OP_RELU; k++) {
+            for (int j = 0; j < g->nodes[k]->inputs; j++) {
+                readers += g->nodes[k]->in[j] == x;
+            }
+        }
+        if (node->op == CLNET_OP_RELU && readers == 1 && x->producer && !x->keep &&
+            !x->require_grad && !node->out->require_grad && !d->keep_all && x != d->loss &&
+            !(clnet__reads(x->producer->op) & CLNET_READS_OUT)) {
+            node->in_place = true;
+            node->out->shares = x;
+        }
+    }
+}
+
+// One stretch of memory to be placed: a value or a gradient, and when it lives.
+typedef struct clnet__block {
+    clnet_tensor *tensor;
+    bool gradient;
+    int first, last;
+    size_t bytes, offset;
+} clnet__block;
+
+static clnet__block clnet__value_block(const clnet_graph *g, clnet_tensor *t, bool keep_all) {
+    const int n = g->node_count, born = t->producer ? t->producer->index : -1;
+    clnet__block b = {.tensor = t, .first = born, .last = clnet__max(born, t->last_use)};
+    if (t->role == CLNET_ROLE_INPUT || t->keep || keep_all) {
+        b.last = 2 * n;
+    }
+    // Backward reads run in the opposite order, so the earliest node that reads is the last.
+    if (t->producer && t->producer->backward &&
+        (t->role == CLNET_ROLE_SAVED || clnet__reads(t->producer->op) & CLNET_READS_OUT)) {
+        b.last = clnet__max(b.last, 2 * n - 1 - born);
+    }
+    for (int k = 0; k <= t->last_use; k++) {
+        const clnet_node *node = g->nodes[k];
+        for (int j = 0; node->backward && j < node->inputs; j++) {
+            if (node->in[j] == t && clnet__reads(node->op) & CLNET_READS(j)) {
+                b.last = clnet__max(b.last, 2 * n - 1 - k);
+            }
+        }
+    }
+    return b;
+}
+
+static clnet__block clnet__gradient_block(const clnet_graph *g, clnet_tensor *t) {
+    const int n = g->node_count, reader = clnet__last_backward_reader(g, t);
+    return (clnet__block){.tensor = t,
+                          .gradient = true,
+                          .first = t == g->loss ? n : 2 * n - 1 - reader,
+                          .last = t->require_grad || !t->producer ? 2 * n
+                                                                  : 2 * n - 1 - t->producer->index};
+}
+
+static size_t clnet__tensor_bytes(const clnet_tensor *t) {
+    const size_t width = t->integer ? sizeof(int32_t) : sizeof(clnet_real);
+    const size_t rows = (size_t)t->shape[0] * clnet__pixels(t);
+    return clnet__round_up(rows * t->stride * width, 64);
+}
+
+// The blocks of everything in the arena. In place, the value and the gradient of both tensors are one.
+static int clnet__plan_blocks(clnet_graph *g, bool keep_all, clnet__block *blocks) {
+    int count = 0;
+    for (int i = 0; i < g->tensor_count; i++) {
+        clnet_tensor *t = g->tensors[i];
+        if (t->role == CLNET_ROLE_PARAMETER || t->role == CLNET_ROLE_BUFFER) {
+            continue;
+        }
+        const bool shared = t->last_use >= 0 && g->nodes[t->last_use]->in_place &&
+                            g->nodes[t->last_use]->in[0] == t;
+        clnet__block value = clnet__value_block(g, t, keep_all);
+        clnet__block gradient = clnet__gradient_block(g, t);
+        if (shared) { // its block is that of the ReLU behind it
+            continue;
+        }
+        if (t->shares) {
+            value.first = t->shares->producer->index;
+            gradient.last = 2 * g->node_count - 1 - t->shares->producer->index;
+        }
+        value.bytes = gradient.bytes = clnet__tensor_bytes(t);
+        blocks[count++] = value;
+        if (t->needs_grad && t->role != CLNET_ROLE_SAVED) {
+            blocks[count++] = gradient;
+        }
+    }
+    return count;
+}
+
+static int clnet__larger_block(const void *a, const void *b) {
+    const clnet__block *x = a, *y = b;
+    if (x->bytes != y->bytes) {
+        return x->bytes > y->bytes ? -1 : 1;
+    }
+    return x->first != y->first ? x->first - y->first : (int)x->gradient - (int)y->gradient;
+}
+
+// Places blocks, the largest first, each at the lowest offset where none that lives at the same time
+// lies. Those already placed stand in front, sorted by offset. Returns the bytes of the arena.
+static size_t clnet__place(clnet__block *blocks, int count) {
+    size_t end = 0;
+    for (int i = 0; i < count; i++) {
+        clnet__block b = blocks[i];
+        for (int k = 0; k < i && blocks[k].offset < b.offset + b.bytes; k++) {
+            const size_t past = blocks[k].offset + blocks[k].bytes;
+            if (blocks[k].first <= b.last && b.first <= blocks[k].last && past > b.offset) {
+                b.offset = past;
+            }
+        }
+        int at = i;
+        for (; at > 0 && blocks[at - 1].offset > b.offset; at--) {
+            blocks[at] = blocks[at - 1];
+        }
+        blocks[at] = b;
+        end = end > b.offset + b.bytes ? end : b.offset + b.bytes;
+    }
+    return end;
+}
+
+// Slabs of all parameters, and of all buffers, one behind the other.
+static void clnet__plan_weights(clnet_graph *g) {
+    for (int i = 0; i < g->weight_count; i++) {
+        clnet_tensor *t = g->weights[i];
+        const bool parameter = t->role == CLNET_ROLE_PARAMETER;
+        size_t *slab = parameter ? &g->plan.parameters : &g->plan.buffers;
+        t->memory = parameter ? &g->parameters : &g->buffers;
+        t->offset = t->grad_offset = *slab;
+        t->grad_memory = t->needs_grad && parameter ? &g->gradients : NULL;
+        *slab += clnet__tensor_bytes(t);
+    }
+}
+
+static bool clnet__plan_arena(clnet_graph *g, bool keep_all) {
+    clnet__block *blocks = clnet__alloc(g->ctx, 2 * (size_t)g->tensor_count * sizeof *blocks);
+    if (!blocks) {
+        return false;
+    }
+    const int count = clnet__plan_blocks(g, keep_all, blocks);
+    qsort(blocks, (size_t)count, sizeof *blocks, clnet__larger_block);
+    g->plan.activations = clnet__place(blocks, count);
+    for (int i = 0; i < count; i++) {
+        for (clnet_tensor *t = blocks[i].tensor; t; t = t->shares) {
+            if (!blocks[i].gradient) {
+                t->memory = &g->arena;
+                t->offset = blocks[i].offset;
+            } else if (t->needs_grad) {
+                t->grad_memory = &g->arena;
+                t->grad_offset = blocks[i].offset;
+            }
+        }
+        g->plan.unshared += blocks[i].bytes;
+    }
+    clnet__free(g->ctx, blocks);
+    return true;
+}
+
+static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
+    const clnet_build_desc none = {.loss = NULL}, *d = desc ? desc : &none;
+    if (g->failed || g->ctx->result != CLNET_OK || g->planned || g->node_count == 0) {
+        return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT, "graph: %s",
+                           g->planned      ? "planned twice"
+                           : g->node_count ? "its building failed"
+                                           : "empty");
+    }
+    if (d->loss && (d->loss->graph != g || !d->loss->producer)) {
+        return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                           "graph: the loss is not one of its outputs");
+    }
+    g->planned = true;
+    g->seed = d->seed;
+    g->loss = d->loss;
+    g->training = d->loss && !d->no_weight_grad;
+    if (d->loss) {
+        d->loss->keep = true;
+    }
+    g->nodes[g->node_count - 1]->out->keep = true; // the last output is always wanted
+    clnet__plan_gradients(g, d);
+    if (d->loss && !d->loss->needs_grad) {
+        return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                           "graph: nothing that the loss depends on wants a gradient");
+    }
+    clnet__plan_in_place(g, d);
+    clnet__plan_weights(g);
+    if (!clnet__plan_arena(g, d->keep_all)) {
+        return g->ctx->result;
+    }
+    for (int i = 0; i < g->node_count; i++) {
+        const size_t bytes = g->ctx->backend.workspace(g->ctx, g->nodes[i]);
+        g->plan.workspace = bytes > g->plan.workspace ? bytes : g->plan.workspace;
+    }
+    clnet_memory_plan *p = &g->plan;
+    for (int i = 0; i < g->weight_count; i++) {
+        p->gradients = g->weights[i]->needs_grad ? p->parameters : p->gradients;
+    }
+    p->optimiser = g->adam ? 2 * p->parameters : 0;
+    p->total =
+        p->parameters + p->buffers + p->gradients + p->optimiser + p->activations + p->workspace;
+    return CLNET_OK;
+}
+
+clnet_result clnet_graph_plan(clnet_graph *g, const clnet_build_desc *d, clnet_memory_plan *plan) {
+    const clnet_result result = clnet__plan(g, d);
+    if (result == CLNET_OK) {
+        *plan = g->plan;
+    }
+    return result;
+}
+
+static bool clnet__take(clnet_graph *g, clnet_memory *memory, size_t bytes) {
+    return bytes == 0 || (g->ctx->backend.alloc(g->ctx, memory, bytes) &&
+                          g->ctx->backend.fill(g->ctx, memory, 0, bytes) == CLNET_OK);
+}
+
+static void clnet__initial_values(const clnet_graph *g, int index, clnet_real *values) {
+    const clnet_tensor *t = g->weights[index];
+    const uint64_t stream = (uint64_t)index;
+    for (size_t i = 0; i < clnet_tensor_count(t); i++) {
+        double v = 1;
+        if (t->initial == CLNET_INITIAL_NORMAL) {
+            v = clnet_random_normal(g->seed, stream, i);
+        } else if (t->initial == CLNET_INITIAL_UNIFORM) {
+            v = 2 * clnet_random_uniform(g->seed, stream, i) - 1;
+        }
+        values[i] = (clnet_real)(t->initial_scale * v);
+    }
+}
+
+typedef struct clnet__initial_job {
+    clnet_graph *g;
+    clnet_real **values; // of each weight
+} clnet__initial_job;
+
+static void clnet__initial_task(void *arg, size_t index, int worker) {
+    const clnet__initial_job *job = arg;
+    (void)worker;
+    clnet__initial_values(job->g, (int)index, job->values[index]);
+}
+
+// Draws the weights of all layers, several at a time.
+static clnet_result clnet__initialise(clnet_graph *g) {
+    clnet_context *ctx = g->ctx;
+    const size_t count = (size_t)g->weight_count;
+    clnet_real **values = clnet__alloc(ctx, count * sizeof *values);
+    for (size_t i = 0; values && i < count; i++) {
+        values[i] = clnet__alloc(ctx, clnet_tensor_count(g->weights[i]) * sizeof **values);
+    }
+    if (ctx->result == CLNET_OK) {
+        clnet__parallel(&ctx->cpu, count, clnet__initial_task, &(clnet__initial_job){g, values});
+    }
+    for (size_t i = 0; values && i < count; i++) {
+        if (ctx->result == CLNET_OK) {
+            clnet_tensor_set(g->weights[i], values[i], CLNET_ORDER_MEMORY);
+        }
+        clnet__free(ctx, values[i]);
+    }
+    clnet__free(ctx, values);
+    return ctx->result;
+}
+
+clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *d) {
+    if (!g) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = g->ctx;
+    if (ctx->result != CLNET_OK || (!g->planned && clnet__plan(g, d) != CLNET_OK)) {
+        return ctx->result;
+    }
+    const clnet_memory_plan *p = &g->plan;
+    g->built =
+        clnet__take(g, &g->parameters, p->parameters) && clnet__take(g, &g->buffers, p->buffers) &&
+        clnet__take(g, &g->gradients, p->gradients) && clnet__take(g, &g->arena, p->activations) &&
+        clnet__take(g, &g->workspace, p->workspace) &&
+        (!g->adam || (clnet__take(g, &g->adam->moment[0], p->parameters) &&
+                      clnet__take(g, &g->adam->moment[1], p->parameters)));
+    if (!g->built) {
+        return clnet__fail(ctx, CLNET_ERROR_MEMORY, "out of memory: the graph needs %zu bytes",
+                           p->total);
+    }
+    return d && d->no_initial_weights ? CLNET_OK : clnet__initialise(g);
+}
+
+// >>run
+
+void clnet_graph_set_training(clnet_graph *g, bool training) { g->training = training; }
+void clnet_graph_set_loss_scale(clnet_graph *g, double scale) { g->loss_scale = scale; }
+void clnet_graph_set_step(clnet_graph *g, uint64_t step) { g->step = step; }
+uint64_t clnet_graph_step(const clnet_graph *g) { return g->step; }
+
+clnet_result clnet_graph_set_batch(clnet_graph *g, int batch) {
+    if (batch < 1 || batch > g->largest_batch) {
+        return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                           "a batch of %d in a graph for batches of 1 to %d", batch,
+                           g->largest_batch);
+    }
+    g->batch = batch;
+    for (int i = 0; i < g->tensor_count; i++) {
+        if (g->tensors[i]->batched) {
+            g->tensors[i]->shape[0] = batch;
+        }
+    }
+    return CLNET_OK;
+}
+
+// A failure on record, or a graph that was not built, is passed on.
+static clnet_result clnet__ready(clnet_graph *g) {
+    if (!g) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    return g->built ? g->ctx->result
+                    : clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT, "the graph has not been built");
+}
+
+// Training needs more than one value per channel, as in PyTorch: of one the variance is 0.
+static clnet_result clnet__check_batch_norm(clnet_graph *g) {
+    for (int i = 0; i < g->node_count; i++) {
+        const clnet_tensor *x = g->nodes[i]->in[0];
+        if (g->nodes[i]->op == CLNET_OP_BATCH_NORM && (size_t)x->shape[0] * clnet__pixels(x) == 1) {
+            return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                               "batch_norm %s: one value per channel in "
+                               "training, shape (%d,%d,%d,%d)",
+                               g->nodes[i]->out->name, x->shape[0], x->shape[1], x->shape[2],
+                               x->shape[3]);
+        }
+    }
+    return CLNET_OK;
+}
+
+clnet_result clnet_graph_forward(clnet_graph *g) {
+    if (clnet__ready(g) != CLNET_OK || (g->training && clnet__check_batch_norm(g) != CLNET_OK)) {
+        return g ? g->ctx->result : CLNET_ERROR_ARGUMENT;
+    }
+    g->batches += g->training;
+    for (int i = 0; i < g->node_count && g->ctx->result == CLNET_OK; i++) {
+        g->ctx->backend.forward(g, g->nodes[i]);
+    }
+    return g->ctx->result;
+}
+
+// Gradients of activations start from zero where their first summand is about to be added.
+static clnet_result clnet__zero_inputs(clnet_graph *g, const clnet_node *node) {
+    for (int k = 0; k < node->inputs && g->ctx->result == CLNET_OK; k++) {
+        clnet_tensor *t = node->in[k];
+        if (t && t->grad_memory == &g->arena && !(node->in_place && k == 0) &&
+            clnet__last_backward_reader(g, t) == node->index) {
+            g->ctx->backend.fill(g->ctx, t->grad_memory, t->grad_offset, clnet__tensor_bytes(t));
+        }
+    }
+    return g->ctx->result;
+}
+
+clnet_result clnet_graph_backward(clnet_graph *g) {
+    if (clnet__ready(g) != CLNET_OK || !g->loss) {
+        return g ? clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                               "backward: the graph was built without a loss")
+                 : CLNET_ERROR_ARGUMENT;
+    }
+    if (clnet_tensor_count(g->loss) == 1 && !g->loss->batched) {
+        const clnet_real one = (clnet_real)g->loss_scale;
+        g->ctx->backend.upload(g->ctx, g->loss->grad_memory, g->loss->grad_offset, &one,
+                               sizeof one);
+    }
+    for (int i = g->node_count - 1; i >= 0 && g->ctx->result == CLNET_OK; i--) {
+        if (g->nodes[i]->backward && clnet__zero_inputs(g, g->nodes[i]) == CLNET_OK) {
+            g->ctx->backend.backward(g, g->nodes[i]);
+        }
+    }
+    return g->ctx->result;
+}
+
+clnet_result clnet_graph_zero_grad(clnet_graph *g) {
+    if (clnet__ready(g) != CLNET_OK || !g->gradients.handle) {
+        return g ? g->ctx->result : CLNET_ERROR_ARGUMENT;
+    }
+    return g->ctx->backend.fill(g->ctx, &g->gradients, 0, g->plan.gradients);
+}
+
+static clnet_tensor *clnet__find(clnet_tensor *const *list, int count, const char *name) {
+    for (int i = 0; i < count; i++) {
+        if (!strcmp(list[i]->name, name)) {
+            return list[i];
+        }
+    }
+    return NULL;
+}
+
+int clnet_graph_weights(const clnet_graph *g) { return g->weight_count; }
+clnet_tensor *clnet_graph_weight(const clnet_graph *g, int index) { return g->weights[index]; }
+clnet_tensor *clnet_graph_find_weight(const clnet_graph *g, const char *name) {
+    return clnet__find(g->weights, g->weight_count, name);
+}
+int clnet_graph_activations(const clnet_graph *g) { return g->activation_count; }
+clnet_tensor *clnet_graph_activation(const clnet_graph *g, int index) {
+    return g->activations[index];
+}
+clnet_tensor *clnet_graph_find_activation(const clnet_graph *g, const char *name) {
+    return clnet__find(g->activations, g->activation_count, name);
+}
+int clnet_graph_nodes(const clnet_graph *g) { return g->node_count; }
+const char *clnet_graph_node_op(const clnet_graph *g, int index) {
+    return clnet__op_name(g->nodes[index]->op);
+}
+const clnet_tensor *clnet_graph_node_output(const clnet_graph *g, int index) {
+    return g->nodes[index]->out;
+}
+
+// Multiply-adds of convolutions and linear layers; the rest counts as nothing, as is usual.
+double clnet_graph_node_macs(const clnet_graph *g, int index) {
+    const clnet_node *node = g->nodes[index];
+    if (node->op != CLNET_OP_CONV2D && node->op != CLNET_OP_LINEAR) {
+        return 0;
+    }
+    const clnet_tensor *w = node->in[1], *y = node->out;
+    return (double)y->shape[0] * (double)clnet__pixels(y) * y->shape[1] *
+           ((double)w->shape[1] * w->shape[2] * w->shape[3]);
+}
+
+static bool clnet__all_finite(clnet_tensor *t, clnet_real *values) {
+    if (clnet_tensor_get(t, values, CLNET_ORDER_MEMORY) != CLNET_OK) {
+        return true; // that failure is on record
+    }
+    for (size_t i = 0; i < clnet_tensor_count(t); i++) {
+        if (!isfinite(values[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+const char *clnet_graph_first_nonfinite(clnet_graph *g) {
+    if (!g || !g->built) {
+        return NULL;
+    }
+    const clnet_result before = g->ctx->result;
+    g->ctx->result = CLNET_OK; // the failure that made us look stays, but must not stop the run
+    const char *found = NULL;
+    void *statistics = clnet__alloc(g->ctx, g->plan.buffers); // batch norm would move them again
+    if (statistics && g->plan.buffers) {
+        g->ctx->backend.download(g->ctx, statistics, &g->buffers, 0, g->plan.buffers);
+    }
+    for (int i = 0; i < g->node_count && !found && g->ctx->result == CLNET_OK; i++) {
+        clnet_node *node = g->nodes[i];
+        g->ctx->backend.forward(g, node);
+        clnet_real *values = clnet__alloc(g->ctx, clnet_tensor_count(node->out) * sizeof *values);
+        if (values && !clnet__all_finite(node->out, values)) {
+            found = node->out->name;
+        }
+        clnet__free(g->ctx, values);
+    }
+    if (statistics && g->plan.buffers) {
+        g->ctx->backend.upload(g->ctx, &g->buffers, 0, statistics, g->plan.buffers);
+    }
+    clnet__free(g->ctx, statistics);
+    g->ctx->result = before == CLNET_OK ? g->ctx->result : before;
+    return found;
+}
+
+// >>values
+// Values and gradients, in and out.
+
+const char *clnet_tensor_name(const clnet_tensor *t) { return t->name; }
+int clnet_tensor_rank(const clnet_tensor *t) { return t->rank; }
+int clnet_tensor_size(const clnet_tensor *t, int axis) {
+    return axis < 0 || axis > 3 ? 1 : t->shape[axis];
+}
+bool clnet_tensor_trainable(const clnet_tensor *t) { return t->role == CLNET_ROLE_PARAMETER; }
+
+size_t clnet_tensor_count(const clnet_tensor *t) {
+    return (size_t)t->shape[0] * (size_t)t->shape[1] * clnet__pixels(t);
+}
+
+// Where the number (a,b,c,d) of PyTorch's order lies in memory: activations (N,C,H,W) as (N,H,W,C),
+// weights (OC,IC,KH,KW) as (KH,KW,IC,OC).
+static size_t clnet__memory_index(const clnet_tensor *t, int a, int b, int c, int d) {
+    const size_t row = (size_t)c * (size_t)t->shape[3] + (size_t)d;
+    if (t->role == CLNET_ROLE_PARAMETER || t->role == CLNET_ROLE_BUFFER) {
+        return (row * (size_t)t->shape[1] + (size_t)b) * (size_t)t->shape[0] + (size_t)a;
+    }
+    return ((size_t)a * clnet__pixels(t) + row) * t->stride + (size_t)b;
+}
+
+// Copies between the caller's array in PyTorch's order and one in memory's.
+static void clnet__reorder(const clnet_tensor *t, void *torch, void *memory, size_t width,
+                           bool to_memory) {
+    char *outside = torch, *inside = memory;
+    for (int a = 0; a < t->shape[0]; a++) {
+        for (int b = 0; b < t->shape[1]; b++) {
+            for (int c = 0; c < t->shape[2]; c++) {
+                for (int d = 0; d < t->shape[3]; d++, outside += width) {
+                    char *at = inside + clnet__memory_index(t, a, b, c, d) * width;
+                    memcpy(to_memory ? at : outside, to_memory ? outside : at, width);
+                }
+            }
+        }
+    }
+}
+
+// Moves the numbers of a tensor between `data` and a place in a slab.
+static clnet_result clnet__transfer(clnet_tensor *t, clnet_memory *memory, size_t offset,
+                                    void *data, clnet_order order, bool in) {
+    if (!t || !memory || !memory->handle) {
+        return t ? clnet__fail(t->graph->ctx, CLNET_ERROR_ARGUMENT,
+                               "%s: has no such values: not built, or not asked for", t->name)
+                 : CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = t->graph->ctx;
+    const size_t width = t->integer ? sizeof(int32_t) : sizeof(clnet_real);
+    const size_t bytes = (size_t)t->shape[0] * clnet__pixels(t) * t->stride * width;
+    const bool same = order == CLNET_ORDER_MEMORY || t->rank < 2 ||
+                      (t->rank == 2 && t->role == CLNET_ROLE_ACTIVATION);
+    void *staging = same ? data : clnet__alloc(ctx, bytes);
+    if (ctx->result != CLNET_OK) {
+        clnet__free(ctx, same ? NULL : staging);
+        return ctx->result;
+    }
+    if (in && !same) {
+        clnet__reorder(t, data, staging, width, true);
+    }
+    if (in) {
+        ctx->backend.upload(ctx, memory, offset, staging, bytes);
+    } else {
+        ctx->backend.download(ctx, staging, memory, offset, bytes);
+    }
+    if (!in && !same && ctx->result == CLNET_OK) {
+        clnet__reorder(t, data, staging, width, false);
+    }
+    clnet__free(ctx, same ? NULL : staging);
+    return ctx->result;
+}
+
+clnet_result clnet_tensor_get(clnet_tensor *t, void *data, clnet_order order) {
+    return clnet__transfer(t, t ? t->memory : NULL, t ? t->offset : 0, data, order, false);
+}
+
+clnet_result clnet_tensor_get_grad(clnet_tensor *t, void *data, clnet_order order) {
+    return clnet__transfer(t, t ? t->grad_memory : NULL, t ? t->grad_offset : 0, data, order,
+                           false);
+}
+
+// Labels have to be classes of the loss that reads them.
+static clnet_result clnet__check_labels(const clnet_tensor *t, const int32_t *labels) {
+    for (int n = 0; n < t->shape[0] && t->classes; n++) {
+        if (labels[n] >= t->classes) {
+            return clnet__fail(t->graph->ctx, CLNET_ERROR_ARGUMENT,
+                               "%s: image %d has class %ld of %d", t->name, n, (long)labels[n],
+                               t->classes);
+        }
+    }
+    return t->graph->ctx->result;
+}
+
+// Uploads read `data` only.
+clnet_result clnet_tensor_set(clnet_tensor *t, const void *data, clnet_order order) {
+    if (t && t->integer && clnet__check_labels(t, data) != CLNET_OK) {
+        return t->graph->ctx->result;
+    }
+    return clnet__transfer(t, t ? t->memory : NULL, t ? t->offset : 0, (void *)(uintptr_t)data,
+                           order, true);
+}
+
+clnet_result clnet_tensor_set_grad(clnet_tensor *t, const void *data, clnet_order order) {
+    return clnet__transfer(t, t ? t->grad_memory : NULL, t ? t->grad_offset : 0,
+                           (void *)(uintptr_t)data, order, true);
+}
+
+double clnet_tensor_item(clnet_tensor *t) {
+    clnet_real value;
+    if (!t || !t->memory || !t->memory->handle || t->graph->ctx->result != CLNET_OK ||
+        t->graph->ctx->backend.download(t->graph->ctx, &value, t->memory, t->offset,
+                                        sizeof value) != CLNET_OK) {
+        return NAN;
+    }
+    return (double)value;
+}
+
+// >>cpu
+// The CPU's backend: nodes are cut into pieces of images and channels, each of which one thread
+// computes with the plain loops; convolutions and linear layers cut themselves.
+
+typedef enum clnet__cut {
+    CLNET__CUT_WHOLE,
+    CLNET__CUT_IMAGES,
+    CLNET__CUT_CHANNELS,
+    CLNET__CUT_IMAGES_AND_CHANNELS
+} clnet__cut;
+
+typedef void clnet__pass(clnet_graph *g, clnet_node *node, const clnet__piece *piece);
+
+typedef struct clnet__cpu_op {
+    clnet__pass *forward, *backward;
+    clnet__cut cut;
+} clnet__cpu_op;
+
+static const clnet__cpu_op clnet__cpu_ops[] = {
+#define X(ENUM, name, cut, reads)                                                                  \
+    {clnet__##name##_forward, clnet__##name##_backward, CLNET__CUT_##cut},
+    CLNET_OPS(X)
+#undef X
+};
+
+typedef struct clnet__cpu_job {
+    clnet_graph *g;
+    clnet_node *node;
+    clnet__pass *pass;
+    int images, image_cuts, channels, channel_cuts;
+} clnet__cpu_job;
+
+static void clnet__cpu_task(void *arg, size_t index, int worker) {
+    const clnet__cpu_job *job = arg;
+    (void)worker;
+    const int i = (int)(index / (size_t)job->channel_cuts),
+              k = (int)(index % (size_t)job->channel_cuts);
+    // Blocks of whole cache lines: 16 channels.
+    const int lines = (job->channels + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
+    const clnet__piece piece = {
+        .n0 = (int)((int64_t)job->images * i / job->image_cuts),
+        .n1 = (int)((int64_t)job->images * (i + 1) / job->image_cuts),
+        .c0 = (int)((int64_t)lines * k / job->channel_cuts) * CLNET__CHANNEL_BLOCK,
+        .c1 = clnet__min(job->channels, (int)((int64_t)lines * (k + 1) / job->channel_cuts) *
+                                            CLNET__CHANNEL_BLOCK)};
+    job->pass(job->g, job->node, &piece);
+}
+
+static clnet_result clnet__cpu_run(clnet_graph *g, clnet_node *node, clnet__pass *pass,
+                                   clnet__cut cut) {
+    const clnet__cpu *cpu = &g->ctx->cpu;
+    const int N = node->in[0]->shape[0], C = node->in[0]->shape[1];
+    clnet__cpu_job job = {g, node, pass, N, 1, C, 1};
+    if (cut == CLNET__CUT_IMAGES || cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
+        job.image_cuts = N;
+    }
+    if (cut == CLNET__CUT_CHANNELS || cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
+        const int lines = (C + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
+        job.channel_cuts =
+            clnet__min(lines, (2 * cpu->threads + job.image_cuts - 1) / job.image_cuts);
+    }
+    clnet__parallel(cpu, (size_t)job.image_cuts * (size_t)job.channel_cuts, clnet__cpu_task, &job);
+    return CLNET_OK;
+}
+
+static clnet_result clnet__cpu_forward(clnet_graph *g, clnet_node *node) {
+    const clnet__cpu_op *op = &clnet__cpu_ops[node->op];
+    return clnet__cpu_run(g, node, op->forward, op->cut);
+}
+
+static clnet_result clnet__cpu_backward(clnet_graph *g, clnet_node *node) {
+    const clnet__cpu_op *op = &clnet__cpu_ops[node->op];
+    return clnet__cpu_run(g, node, op->backward, op->cut);
+}
+
+// Memory aligned to 64 bytes, with room in front for the pointer to be freed.
+static bool clnet__cpu_alloc(clnet_context *ctx, clnet_memory *memory, size_t bytes) {
+    size_t total;
+    char *raw = clnet__add(bytes, 64 + sizeof(void *), &total)
+                    ? ctx->allocator.alloc(ctx->allocator.user, total)
+                    : NULL;
+    if (!raw) {
+        clnet__fail(ctx, CLNET_ERROR_MEMORY, "out of memory: %zu bytes", bytes);
+        return false;
+    }
+    const uintptr_t address = ((uintptr_t)raw + sizeof(void *) + 63) / 64 * 64;
+    char *aligned = raw + (address - (uintptr_t)raw);
+    memcpy(aligned - sizeof(void *), &raw, sizeof raw);
+    *memory = (clnet_memory){aligned, bytes};
+    return true;
+}
+
+static void clnet__cpu_free(clnet_context *ctx, clnet_memory *memory) {
+    void *raw;
+    memcpy(&raw, (char *)memory->handle - sizeof(void *), sizeof raw);
+    clnet__free(ctx, raw);
+    memory->handle = NULL;
+}
+
+static clnet_result clnet__cpu_upload(clnet_context *ctx, clnet_memory *to, size_t offset,
+                                      const void *from, size_t bytes) {
+    memcpy((char *)to->handle + offset, from, bytes);
+    return ctx->result;
+}
+
+static clnet_result clnet__cpu_download(clnet_context *ctx, void *to, clnet_memory *from,
+                                        size_t offset, size_t bytes) {
+    memcpy(to, (char *)from->handle + offset, bytes);
+    return ctx->result;
+}
+
+typedef struct clnet__fill_job {
+    char *data;
+    size_t bytes;
+} clnet__fill_job;
+
+enum { CLNET__FILL_BYTES = 1 << 20 };
+static void clnet__fill_task(void *arg, size_t index, int worker) {
+    const clnet__fill_job *job = arg;
+    (void)worker;
+    const size_t first = index * CLNET__FILL_BYTES, left = job->bytes - first;
+    memset(job->data + first, 0, left < CLNET__FILL_BYTES ? left : CLNET__FILL_BYTES);
+}
+
+static clnet_result clnet__cpu_fill(clnet_context *ctx, clnet_memory *memory, size_t offset,
+                                    size_t bytes) {
+    clnet__fill_job job = {(char *)memory->handle + offset, bytes};
+    clnet__parallel(&ctx->cpu, (bytes + CLNET__FILL_BYTES - 1) / CLNET__FILL_BYTES,
+                    clnet__fill_task, &job);
+    return CLNET_OK;
+}
+
+static size_t clnet__cpu_workspace(clnet_context *ctx, const clnet_node *node) {
+#ifdef CLNET__FAST
+    if (!ctx->cpu.reference && (node->op == CLNET_OP_CONV2D || node->op == CLNET_OP_LINEAR)) {
+        const clnet_conv2d_sizes s =
+            node->op == CLNET_OP_LINEAR ? clnet__linear_sizes(node) : clnet__conv2d_sizes(node);
+        return clnet__conv2d_fast_workspace(&ctx->cpu, &s);
+    }
+#endif
+    (void)ctx, (void)node;
+    return 0;
+}
+
+// >>adam
+// g' = g + weight_decay p (Adam), or p -= lr weight_decay p first (AdamW); m += (1 - beta1)(g' - m);
+// v = beta2 v + (1 - beta2) g'^2; p -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
+void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const clnet_real *g, size_t n,
+                    double lr, uint64_t t, const clnet_adam_desc *d) {
+    const double beta1 = clnet__or_double(d->beta1, 0.9), beta2 = clnet__or_double(d->beta2, 0.999);
+    const double correction1 = -expm1((double)t * log(beta1)),
+                 correction2 = -expm1((double)t * log(beta2));
+    const clnet_real rate1 = (clnet_real)(1 - beta1), rate2 = (clnet_real)(1 - beta2);
+    const clnet_real keep2 = (clnet_real)beta2, step = (clnet_real)(lr / correction1);
+    const clnet_real root2 = (clnet_real)(1 / sqrt(correction2));
+    const clnet_real eps = (clnet_real)clnet__or_double(d->eps, 1e-8);
+    const clnet_real decay = (clnet_real)(d->decoupled ? 0 : d->weight_decay);
+    const clnet_real shrink = (clnet_real)(d->decoupled ? 1 - lr * d->weight_decay : 1);
+    for (size_t i = 0; i < n; i++) {
+        const clnet_real slope = g[i] + decay * p[i];
+        m[i] += (slope - m[i]) * rate1;
+        v[i] = keep2 * v[i] + rate2 * slope * slope;
+        p[i] = p[i] * shrink - step * m[i] / (CLNET__SQRT(v[i]) * root2 + eps);
+    }
+}
+
+typedef struct clnet__adam_job {
+    const clnet_adam *adam;
+    double lr;
+    size_t count;
+} clnet__adam_job;
+
+enum { CLNET__ADAM_BLOCK = 1 << 14 };
+static void clnet__adam_task(void *arg, size_t index, int worker) {
+    const clnet__adam_job *job = arg;
+    (void)worker;
+    const clnet_adam *a = job->adam;
+    const size_t first = index * CLNET__ADAM_BLOCK, left = job->count - first;
+    clnet_ref_adam(
+        (clnet_real *)a->graph->parameters.handle + first,
+        (clnet_real *)a->moment[0].handle + first, (clnet_real *)a->moment[1].handle + first,
+        (clnet_real *)a->graph->gradients.handle + first,
+        left < CLNET__ADAM_BLOCK ? left : CLNET__ADAM_BLOCK, job->lr, a->steps, &a->desc);
+}
+
+static clnet_result clnet__cpu_adam(clnet_adam *adam, double lr) {
+    const size_t count = adam->graph->plan.parameters / sizeof(clnet_real);
+    clnet__adam_job job = {adam, lr, count};
+    clnet__parallel(&adam->graph->ctx->cpu, (count + CLNET__ADAM_BLOCK - 1) / CLNET__ADAM_BLOCK,
+                    clnet__adam_task, &job);
+    return CLNET_OK;
+}
+
+enum { CLNET__SUM_PARTS = 256 };
+typedef struct clnet__sum_job {
+    const clnet_real *x;
+    size_t count;
+    double part[CLNET__SUM_PARTS];
+} clnet__sum_job;
+
+static void clnet__sum_task(void *arg, size_t index, int worker) {
+    clnet__sum_job *job = arg;
+    (void)worker;
+    const size_t size = (job->count + CLNET__SUM_PARTS - 1) / CLNET__SUM_PARTS;
+    double lanes[8] = {0};
+    for (size_t i = index * size; i < (index + 1) * size && i < job->count; i++) {
+        lanes[i % 8] += (double)job->x[i] * (double)job->x[i];
+    }
+    job->part[index] = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
+                       ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+static clnet_result clnet__cpu_sum_of_squares(clnet_context *ctx, clnet_memory *memory, size_t n,
+                                              double *sum) {
+    clnet__sum_job job = {.x = memory->handle, .count = n};
+    clnet__parallel(&ctx->cpu, CLNET__SUM_PARTS, clnet__sum_task, &job);
+    *sum = 0;
+    for (int i = 0; i < CLNET__SUM_PARTS; i++) {
+        *sum += job.part[i];
+    }
+    return CLNET_OK;
+}
+
+static void clnet__cpu_destroy(clnet_context *ctx) { (void)ctx; }
+
+static const clnet_backend clnet__cpu_backend = {.device = "cpu",
+                                                 .alloc = clnet__cpu_alloc,
+                                                 .free = clnet__cpu_free,
+                                                 .upload = clnet__cpu_upload,
+                                                 .download = clnet__cpu_download,
+                                                 .fill = clnet__cpu_fill,
+                                                 .workspace = clnet__cpu_workspace,
+                                                 .forward = clnet__cpu_forward,
+                                                 .backward = clnet__cpu_backward,
+                                                 .adam = clnet__cpu_adam,
+                                                 .sum_of_squares = clnet__cpu_sum_of_squares,
+                                                 .destroy = clnet__cpu_destroy};
+
+// The desc's vector code, or why not.
+static clnet_isa clnet__choose_isa(clnet_context *ctx, clnet_isa isa) {
+    if (isa != CLNET_ISA_AUTO && !clnet_isa_supported(isa)) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "isa %s: this machine does not have it",
+                    clnet_isa_name(isa));
+        return CLNET_ISA_PORTABLE;
+    }
+    return isa == CLNET_ISA_AUTO ? clnet__isa_best() : isa;
+}
+
+clnet_context *clnet_context_create(const clnet_context_desc *desc) {
+    const clnet_context_desc none = {.threads = 0}, *d = desc ? desc : &none;
+    clnet_allocator allocator = d->allocator;
+    if (!allocator.alloc) {
+        allocator = (clnet_allocator){clnet__default_alloc, clnet__default_free, NULL};
+    }
+    clnet_context *ctx = allocator.alloc(allocator.user, sizeof *ctx);
+    if (!ctx) {
+        return NULL;
+    }
+    memset(ctx, 0, sizeof *ctx);
+    ctx->allocator = allocator;
+    ctx->files = d->files ? *d->files : clnet__default_files();
+    if (d->threads < 0) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "threads: must be 0 or more, found %d", d->threads);
+    }
+#ifdef _OPENMP
+    ctx->cpu.threads = clnet__max(1, clnet__or(d->threads, omp_get_max_threads()));
+#else
+    ctx->cpu.threads = 1;
+#endif
+    ctx->cpu.reference = d->reference;
+    ctx->cpu.isa = clnet__choose_isa(ctx, d->isa);
+    ctx->backend = clnet__cpu_backend;
+    ctx->backend.isa = d->reference ? "reference" : clnet_isa_name(ctx->cpu.isa);
+    ctx->backend.threads = ctx->cpu.threads;
+    return ctx;
+}
+
+void clnet_context_destroy(clnet_context *ctx) {
+    if (ctx) {
+        ctx->backend.destroy(ctx);
+        clnet__free(ctx, ctx);
+    }
+}
+
+// >>optimiser
+
+clnet_adam *clnet_adam_create(clnet_graph *g, const clnet_adam_desc *desc) {
+    const clnet_adam_desc none = {.beta1 = 0}, *d = desc ? desc : &none;
+    if (!g || g->ctx->result != CLNET_OK) {
+        return NULL;
+    }
+    if (g->adam || g->planned || d->beta1 < 0 || d->beta1 >= 1 || d->beta2 < 0 || d->beta2 >= 1 ||
+        d->eps < 0 || d->weight_decay < 0) {
+        clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                    "adam: one for each graph, before it is built, with betas "
+                    "in 0..1, eps and weight_decay of at least 0");
+        return NULL;
+    }
+    g->adam = clnet__alloc(g->ctx, sizeof *g->adam);
+    if (g->adam) {
+        *g->adam = (clnet_adam){.graph = g, .desc = *d};
+    }
+    return g->adam;
+}
+
+uint64_t clnet_adam_steps(const clnet_adam *adam) { return adam->steps; }
+void clnet_adam_set_steps(clnet_adam *adam, uint64_t steps) { adam->steps = steps; }
+
+// The slab of a moment, NULL where the tensor has none there: clnet__transfer says so.
+static clnet_memory *clnet__moment(clnet_adam *adam, int moment, const clnet_tensor *parameter) {
+    const bool fits = adam && parameter && parameter->graph == adam->graph &&
+                      (moment == 0 || moment == 1) && parameter->role == CLNET_ROLE_PARAMETER;
+    return fits ? &adam->moment[moment] : NULL;
+}
+
+clnet_result clnet_adam_get(clnet_adam *adam, int moment, clnet_tensor *parameter, void *data,
+                            clnet_order order) {
+    return clnet__transfer(parameter, clnet__moment(adam, moment, parameter),
+                           parameter ? parameter->offset : 0, data, order, false);
+}
+
+clnet_result clnet_adam_set(clnet_adam *adam, int moment, clnet_tensor *parameter, const void *data,
+                            clnet_order order) {
+    return clnet__transfer(parameter, clnet__moment(adam, moment, parameter),
+                           parameter ? parameter->offset : 0, (void *)(uintptr_t)data, order, true);
+}
+
+clnet_result clnet_adam_step(clnet_adam *adam, double lr) {
+    if (!adam || clnet__ready(adam->graph) != CLNET_OK) {
+        return adam ? adam->graph->ctx->result : CLNET_ERROR_ARGUMENT;
+    }
+    if (!adam->graph->gradients.handle) {
+        return clnet__fail(adam->graph->ctx, CLNET_ERROR_ARGUMENT,
+                           "adam: the graph was built without gradients");
+    }
+    adam->steps++;
+    return adam->graph->ctx->backend.adam(adam, lr);
+}
+
+// The sum of squares is not finite where a number is not, or where it is beyond any use.
+static bool clnet__finite(clnet_graph *g, clnet_memory *memory, size_t bytes) {
+    double sum = 0;
+    return g->ctx->backend.sum_of_squares(g->ctx, memory, bytes / sizeof(clnet_real), &sum) !=
+               CLNET_OK ||
+           isfinite(sum);
+}
+
+clnet_result clnet_train_update(clnet_adam *adam, double lr) {
+    if (!adam || clnet__ready(adam->graph) != CLNET_OK) {
+        return adam ? adam->graph->ctx->result : CLNET_ERROR_ARGUMENT;
+    }
+    clnet_graph *g = adam->graph;
+    const bool loss = isfinite(clnet_tensor_item(g->loss));
+    if (!loss || !clnet__finite(g, &g->gradients, g->plan.gradients)) {
+        const char *node = clnet_graph_first_nonfinite(g);
+        return clnet__fail(g->ctx, CLNET_ERROR_NONFINITE,
+                           "%s is not finite in step %llu; first in %s",
+                           loss ? "a gradient" : "the loss", (unsigned long long)adam->steps + 1,
+                           node ? node : "backward");
+    }
+    return clnet_adam_step(adam, lr);
+}
+
+clnet_result clnet_train_step(clnet_adam *adam, double lr) {
+    if (!adam || clnet_graph_zero_grad(adam->graph) != CLNET_OK ||
+        clnet_graph_forward(adam->graph) != CLNET_OK ||
+        clnet_graph_backward(adam->graph) != CLNET_OK) {
+        return adam ? adam->graph->ctx->result : CLNET_ERROR_ARGUMENT;
+    }
+    const clnet_result result = clnet_train_update(adam, lr);
+    adam->graph->step += result == CLNET_OK;
+    return result;
+}
+
+double clnet_poly_lr(double lr0, uint64_t step, uint64_t total_steps, double power) {
+    return step < total_steps ? lr0 * pow(1 - (double)step / (double)total_steps, power) : 0;
+}
+
+// >>image
+// One axis of the triangle filter. Output pixel o has its center at c = (o + 1/2) * in/out of the
+// input; input pixel i weighs max(0, 1 - |i + 1/2 - c| / r) with r = max(1, in/out), and the weights
+// are divided by their sum. An axis is done at a time, rows first: weights of each axis are computed
+// once, y[oh][ow] = sum over i of wh[oh][i] * (sum over j of ww[ow][j] * x[i][j]).
+// As in PyTorch (aten/src/ATen/native/cpu/UpSampleKernel.cpp), coordinates and weights are float.
+
+// Input pixels that one output pixel can reach.
+static size_t clnet__image_taps(int out, int in) {
+    const double scale = (double)in / (double)out;
+    return 2 * (size_t)ceil(scale > 1 ? scale : 1) + 1;
+}
+
+// Sets *first and *count to the input pixels that output pixel o takes.
+static void clnet__image_window(int *first, int *count, int o, int out, int in) {
+    const float scale = (float)in / (float)out;
+    const float radius = scale > 1 ? scale : 1;
+    const float center = scale * ((float)o + 0.5f);
+    const float low = center - radius + 0.5f, high = center + radius + 0.5f;
+    *first = low > 0 ? (int)low : 0;
+    const int end = high < (float)in ? (int)high : in;
+    *count = end - *first;
+}
+
+// weights (out, taps): row o holds the weights of the window of o.
+static void clnet__image_weights(float *weights, int out, int in) {
+    const float scale = (float)in / (float)out;
+    const float inverse_radius = scale > 1 ? 1 / scale : 1;
+    const size_t taps = clnet__image_taps(out, in);
+    for (int o = 0; o < out; o++) {
+        int first = 0, count = 0;
+        clnet__image_window(&first, &count, o, out, in);
+        const float center = scale * ((float)o + 0.5f);
+        float *w = weights + (size_t)o * taps, sum = 0;
+        for (int j = 0; j < count; j++) {
+            const float distance = fabsf(((float)(j + first) - center + 0.5f) * inverse_radius);
+            w[j] = distance < 1 ? 1 - distance : 0;
+            sum += w[j];
+        }
+        for (int j = 0; j < count; j++) {
+            w[j] /= sum;
+        }
+    }
+}
+
+// y (OW,C) = one row x (W,C), filtered.
+static void clnet__image_row(float *y, int OW, const float *x, int W, int C, const float *weights) {
+    const size_t taps = clnet__image_taps(OW, W);
+    for (int ow = 0; ow < OW; ow++) {
+        int first = 0, count = 0;
+        clnet__image_window(&first, &count, ow, OW, W);
+        const float *w = weights + (size_t)ow * taps, *in = x + (size_t)first * (size_t)C;
+        for (int c = 0; c < C; c++) {
+            float sum = 0;
+            for (int j = 0; j < count; j++) {
+                sum += w[j] * in[(size_t)j * (size_t)C + (size_t)c];
+            }
+            y[(size_t)ow * (size_t)C + (size_t)c] = sum;
+        }
+    }
+}
+
+// y (OH, row) = x (H, row), filtered along the columns; row = OW*C numbers.
+static void clnet__image_columns(float *y, int OH, const float *x, int H, size_t row,
+                                 const float *weights) {
+    const size_t taps = clnet__image_taps(OH, H);
+    for (int oh = 0; oh < OH; oh++) {
+        int first = 0, count = 0;
+        clnet__image_window(&first, &count, oh, OH, H);
+        const float *w = weights + (size_t)oh * taps;
+        float *out = y + (size_t)oh * row;
+        for (size_t i = 0; i < row; i++) {
+            out[i] = 0;
+        }
+        for (int j = 0; j < count; j++) {
+            const float *in = x + (size_t)(first + j) * row;
+            for (size_t i = 0; i < row; i++) {
+                out[i] += w[j] * in[i];
+            }
+        }
+    }
+}
+
+// *sum += a * b; false when that does not fit.
+static bool clnet__image_add_product(size_t *sum, size_t a, size_t b) {
+    if (b != 0 && a > (SIZE_MAX - *sum) / b) {
+        return false;
+    }
+    *sum += a * b;
+    return true;
+}
+
+// The scratch holds, one after the other: weights of both axes, one row of floats (for bytes), and
+// the image after the rows are done (H,OW,C).
+size_t clnet_resize_scratch(int OH, int OW, int H, int W, int C) {
+    size_t floats = 0, row = 0;
+    if (OH < 1 || OW < 1 || H < 1 || W < 1 || C < 1) {
+        return 0;
+    }
+    const bool fits = clnet__image_add_product(&floats, (size_t)OW, clnet__image_taps(OW, W)) &&
+                      clnet__image_add_product(&floats, (size_t)OH, clnet__image_taps(OH, H)) &&
+                      clnet__image_add_product(&floats, (size_t)W, (size_t)C) &&
+                      clnet__image_add_product(&row, (size_t)OW, (size_t)C) &&
+                      clnet__image_add_product(&floats, (size_t)H, row);
+    return fits ? floats : 0;
+}
+
+// Where the parts of the scratch begin.
+typedef struct clnet__image_parts {
+    float *row_weights, *column_weights, *line, *half;
+} clnet__image_parts;
+
+static clnet__image_parts clnet__image_split(float *scratch, int OH, int OW, int H, int W, int C) {
+    clnet__image_parts s = {.row_weights = scratch};
+    s.column_weights = s.row_weights + (size_t)OW * clnet__image_taps(OW, W);
+    s.line = s.column_weights + (size_t)OH * clnet__image_taps(OH, H);
+    s.half = s.line + (size_t)W * (size_t)C;
+    clnet__image_weights(s.row_weights, OW, W);
+    clnet__image_weights(s.column_weights, OH, H);
+    return s;
+}
+
+void clnet_resize_bilinear_antialias(float *y, int OH, int OW, const float *x, int H, int W, int C,
+                                     float *scratch) {
+    const clnet__image_parts s = clnet__image_split(scratch, OH, OW, H, W, C);
+    const size_t in_row = (size_t)W * (size_t)C, out_row = (size_t)OW * (size_t)C;
+    for (int h = 0; h < H; h++) {
+        clnet__image_row(s.half + (size_t)h * out_row, OW, x + (size_t)h * in_row, W, C,
+                         s.row_weights);
+    }
+    clnet__image_columns(y, OH, s.half, H, out_row, s.column_weights);
+}
+
+void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, int H, int W,
+                          float *scratch) {
+    static const float mean[3] = {0.485f, 0.456f, 0.406f}, std[3] = {0.229f, 0.224f, 0.225f};
+    const clnet__image_parts s = clnet__image_split(scratch, OH, OW, H, W, 3);
+    const size_t in_row = (size_t)W * 3, out_row = (size_t)OW * 3;
+    for (int h = 0; h < H; h++) {
+        for (size_t i = 0; i < in_row; i++) {
+            s.line[i] = (float)rgb[(size_t)h * in_row + i];
+        }
+        clnet__image_row(s.half + (size_t)h * out_row, OW, s.line, W, 3, s.row_weights);
+    }
+    clnet__image_columns(y, OH, s.half, H, out_row, s.column_weights);
+    for (size_t i = 0; i < (size_t)OH * out_row; i++) {
+        y[i] = (y[i] / 255 - mean[i % 3]) / std[i % 3];
+    }
+}
+
+// The two input pixels beside output pixel o, and the weight of the second:
+// coordinate = max(0, (o + 1/2) * in/out - 1/2).
+static void clnet__image_neighbours(int *first, int *second, float *weight, int o, int out,
+                                    int in) {
+    const float at = (float)in / (float)out * ((float)o + 0.5f) - 0.5f;
+    const float clamped = at > 0 ? at : 0;
+    *first = clamped < (float)(in - 1) ? (int)clamped : in - 1;
+    *second = *first < in - 1 ? *first + 1 : *first;
+    const float rest = clamped - (float)*first;
+    *weight = rest < 1 ? rest : 1;
+}
+
+void clnet_resize_bilinear(float *y, int OH, int OW, const float *x, int H, int W) {
+    for (int oh = 0; oh < OH; oh++) {
+        int top = 0, bottom = 0;
+        float v = 0;
+        clnet__image_neighbours(&top, &bottom, &v, oh, OH, H);
+        const float *a = x + (size_t)top * (size_t)W, *b = x + (size_t)bottom * (size_t)W;
+        for (int ow = 0; ow < OW; ow++) {
+            int left = 0, right = 0;
+            float u = 0;
+            clnet__image_neighbours(&left, &right, &u, ow, OW, W);
+            y[(size_t)oh * (size_t)OW + (size_t)ow] = (1 - v) * ((1 - u) * a[left] + u * a[right]) +
+                                                      v * ((1 - u) * b[left] + u * b[right]);
+        }
+    }
+}
+
+// Sorts in place: a heap sort, which takes no memory and has no bad case. `compare` is negative,
+// zero or positive as in qsort, and gets `user` as well. Equal elements end up in any order.
+typedef int clnet__compare(const void *a, const void *b, const void *user);
+
+static void clnet__swap(unsigned char *a, unsigned char *b, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        unsigned char kept = a[i];
+        a[i] = b[i];
+        b[i] = kept;
+    }
+}
+
+// Moves the element `root` down until no child is larger.
+static void clnet__sift_down(unsigned char *base, size_t root, size_t count, size_t size,
+                             clnet__compare *compare, const void *user) {
+    while (root < count / 2) {
+        size_t child = 2 * root + 1;
+        if (child + 1 < count &&
+            compare(base + child * size, base + (child + 1) * size, user) < 0) {
+            child++;
+        }
+        if (compare(base + root * size, base + child * size, user) >= 0) {
+            return;
+        }
+        clnet__swap(base + root * size, base + child * size, size);
+        root = child;
+    }
+}
+
+static void clnet__sort(void *base, size_t count, size_t size, clnet__compare *compare,
+                        const void *user) {
+    unsigned char *first = (unsigned char *)base;
+    for (size_t i = count / 2; i-- > 0;) {
+        clnet__sift_down(first, i, count, size, compare, user);
+    }
+    for (size_t last = count; last-- > 1;) {
+        clnet__swap(first, first + last * size, size);
+        clnet__sift_down(first, 0, last, size, compare, user);
+    }
+}
+// >>metrics
+
+typedef struct clnet__confusion {
+    double tp, fp, tn, fn; // whole numbers, exact to 2^53
+} clnet__confusion;
+
+static double clnet__ratio(double part, double whole, double if_empty) {
+    return whole > 0 ? part / whole : if_empty;
+}
+
+// Accuracy, sensitivity and specificity mean the same for pixels and for images.
+static void clnet__rates(const clnet__confusion *c, double *accuracy, double *sensitivity,
+                         double *specificity) {
+    *accuracy = clnet__ratio(c->tp + c->tn, c->tp + c->tn + c->fp + c->fn, (double)NAN);
+    *sensitivity = clnet__ratio(c->tp, c->tp + c->fn, 1);
+    *specificity = clnet__ratio(c->tn, c->tn + c->fp, 1);
+}
+
+void clnet_segmentation_score(const unsigned char *predicted, const unsigned char *truth,
+                              size_t pixels, clnet_segmentation_metrics *out) {
+    size_t in_prediction = 0, in_truth = 0, in_both = 0;
+    for (size_t i = 0; i < pixels; i++) {
+        size_t p = predicted[i] > 128, t = truth[i] > 128;
+        in_prediction += p;
+        in_truth += t;
+        in_both += p & t;
+    }
+    clnet__confusion c = {.tp = (double)in_both,
+                          .fp = (double)(in_prediction - in_both),
+                          .fn = (double)(in_truth - in_both),
+                          .tn = (double)(pixels - in_prediction - in_truth + in_both)};
+    out->jaccard = clnet__ratio(c.tp, c.tp + c.fp + c.fn, 1);
+    out->threshold_jaccard = out->jaccard >= 0.65 ? out->jaccard : 0;
+    out->dice = clnet__ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn, 1);
+    clnet__rates(&c, &out->accuracy, &out->sensitivity, &out->specificity);
+}
+
+void clnet_segmentation_mean(const clnet_segmentation_metrics *images, size_t count,
+                             clnet_segmentation_metrics *out) {
+    clnet_segmentation_metrics sum = {0};
+    for (size_t i = 0; i < count; i++) {
+        sum.jaccard += images[i].jaccard;
+        sum.threshold_jaccard += images[i].threshold_jaccard;
+        sum.dice += images[i].dice;
+        sum.accuracy += images[i].accuracy;
+        sum.sensitivity += images[i].sensitivity;
+        sum.specificity += images[i].specificity;
+    }
+    double n = count > 0 ? (double)count : (double)NAN;
+    out->jaccard = sum.jaccard / n;
+    out->threshold_jaccard = sum.threshold_jaccard / n;
+    out->dice = sum.dice / n;
+    out->accuracy = sum.accuracy / n;
+    out->sensitivity = sum.sensitivity / n;
+    out->specificity = sum.specificity / n;
+}
+
+typedef struct clnet__scored {
+    double score;
+    bool positive;
+} clnet__scored;
+
+static int clnet__by_falling_score(const void *a, const void *b, const void *user) {
+    double x = ((const clnet__scored *)a)->score, y = ((const clnet__scored *)b)->score;
+    (void)user;
+    return (x < y) - (x > y);
+}
+
+// A copy of the scores, highest first, to be freed by the caller; NULL: failed.
+static clnet__scored *clnet__sorted_scores(clnet_context *ctx, const double *scores,
+                                           const unsigned char *truth, size_t count) {
+    size_t bytes;
+    if (!clnet__mul(count, sizeof(clnet__scored), &bytes)) {
+        clnet__fail(ctx, CLNET_ERROR_LIMIT, "scores: %llu are too many", (unsigned long long)count);
+        return NULL;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (isnan(scores[i])) {
+            clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "scores: number %llu of %llu is NaN",
+                        (unsigned long long)i + 1, (unsigned long long)count);
+            return NULL;
+        }
+    }
+    clnet__scored *sorted = (clnet__scored *)clnet__alloc(ctx, bytes);
+    if (sorted == NULL) {
+        return NULL;
+    }
+    for (size_t i = 0; i < count; i++) {
+        sorted[i].score = scores[i];
+        sorted[i].positive = truth[i] != 0;
+    }
+    clnet__sort(sorted, count, sizeof *sorted, clnet__by_falling_score, NULL);
+    return sorted;
+}
+
+// Counts the positives and negatives among the scores that equal the one at *i, and moves *i behind
+// them.
+static void clnet__count_ties(const clnet__scored *sorted, size_t count, size_t *i,
+                              double *positives, double *negatives) {
+    double score = sorted[*i].score;
+    *positives = *negatives = 0;
+    for (; *i < count && sorted[*i].score == score; ++*i) {
+        *(sorted[*i].positive ? positives : negatives) += 1;
+    }
+}
+
+// Twice the number of pairs in which the positive has the higher score, ties counting one, over
+// twice the number of pairs (Mann and Whitney's U). The counts are whole numbers, so only the
+// division rounds.
+static double clnet__auc(const clnet__scored *sorted, size_t count) {
+    double above = 0, below = 0, twice = 0; // positives and negatives passed so far
+    for (size_t i = 0; i < count;) {
+        double positives, negatives;
+        clnet__count_ties(sorted, count, &i, &positives, &negatives);
+        twice += negatives * (2 * above + positives);
+        above += positives;
+        below += negatives;
+    }
+    return clnet__ratio(twice, 2 * above * below, (double)NAN);
+}
+
+clnet_result clnet_classification_score(clnet_context *ctx, const double *scores,
+                                        const unsigned char *truth, size_t count,
+                                        clnet_classification_metrics *out) {
+    const clnet_classification_metrics undefined = {(double)NAN, (double)NAN, (double)NAN,
+                                                    (double)NAN};
+    *out = undefined;
+    if (ctx == NULL || ctx->result != CLNET_OK || count == 0) {
+        return ctx == NULL ? CLNET_ERROR_MEMORY : ctx->result;
+    }
+    clnet__scored *sorted = clnet__sorted_scores(ctx, scores, truth, count);
+    if (sorted == NULL) {
+        return ctx->result;
+    }
+    out->auc = clnet__auc(sorted, count);
+    clnet__confusion c = {0};
+    for (size_t i = 0; i < count; i++) {
+        bool said = sorted[i].score > 0.5, is = sorted[i].positive;
+        *(said ? (is ? &c.tp : &c.fp) : (is ? &c.fn : &c.tn)) += 1;
+    }
+    clnet__rates(&c, &out->accuracy, &out->sensitivity, &out->specificity);
+    clnet__free(ctx, sorted);
+    return CLNET_OK;
+}
+
+clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores, const unsigned char *truth,
+                             size_t count, clnet_roc_point *points, size_t *used) {
+    *used = 0;
+    if (ctx == NULL || ctx->result != CLNET_OK || count == 0) {
+        return ctx == NULL ? CLNET_ERROR_MEMORY : ctx->result;
+    }
+    clnet__scored *sorted = clnet__sorted_scores(ctx, scores, truth, count);
+    if (sorted == NULL) {
+        return ctx->result;
+    }
+    clnet_roc_point last = {0, 0, (double)INFINITY}; // counts, until the totals are known
+    size_t n = 0;
+    points[n++] = last;
+    for (size_t i = 0; i < count;) {
+        double positives, negatives;
+        last.threshold = sorted[i].score;
+        clnet__count_ties(sorted, count, &i, &positives, &negatives);
+        last.true_positive_rate += positives;
+        last.false_positive_rate += negatives;
+        points[n++] = last;
+    }
+    clnet__free(ctx, sorted);
+    if (last.true_positive_rate > 0 && last.false_positive_rate > 0) {
+        *used = n;
+    }
+    for (size_t i = 0; i < *used; i++) {
+        points[i].true_positive_rate /= last.true_positive_rate;
+        points[i].false_positive_rate /= last.false_positive_rate;
+    }
+    return CLNET_OK;
+}
+
+// >>files
+
+// One helper each for products and sums of sizes in a file; false: it does not fit 64 bits.
+static bool clnet__mul64(uint64_t a, uint64_t b, uint64_t *out) {
+    if (b != 0 && a > UINT64_MAX / b) {
+        return false;
+    }
+    *out = a * b;
+    return true;
+}
+
+static bool clnet__add64(uint64_t a, uint64_t b, uint64_t *out) {
+    *out = a + b;
+    return *out >= a;
+}
+
+#define CLNET__MAX_DIM (((uint64_t)1 << 48) - 1) // of one axis, by the format's schema
+
+// The bytes of one number for a shape; false: more than 64 bits count.
+static bool clnet__shape_bytes(const uint64_t *shape, int rank, clnet_dtype dtype, uint64_t *out) {
+    *out = clnet_dtype_size(dtype);
+    for (int i = 0; i < rank; i++) {
+        if (!clnet__mul64(*out, shape[i], out)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// >>files: types of numbers
+
+size_t clnet_dtype_size(clnet_dtype dtype) {
+#define CLNET__DTYPE_SIZE(name, size) size,
+    static const unsigned char sizes[] = {CLNET_DTYPES(CLNET__DTYPE_SIZE)};
+#undef CLNET__DTYPE_SIZE
+    return (unsigned)dtype < CLNET_DTYPE_COUNT ? sizes[dtype] : 0;
+}
+
+const char *clnet_dtype_name(clnet_dtype dtype) {
+#define CLNET__DTYPE_NAME(name, size) #name,
+    static const char *const names[] = {CLNET_DTYPES(CLNET__DTYPE_NAME)};
+#undef CLNET__DTYPE_NAME
+    return (unsigned)dtype < CLNET_DTYPE_COUNT ? names[dtype] : "?";
+}
+
+// CLNET_DTYPE_COUNT: there is none of that name.
+static clnet_dtype clnet__dtype_of(const char *name) {
+    int i = 0;
+    while (i < CLNET_DTYPE_COUNT && strcmp(name, clnet_dtype_name((clnet_dtype)i)) != 0) {
+        i++;
+    }
+    return (clnet_dtype)i;
+}
+
+// Little endian, on every machine.
+static uint64_t clnet__load_bytes(const unsigned char *bytes, size_t count) {
+    uint64_t bits = 0;
+    for (size_t i = count; i-- > 0;) {
+        bits = bits << 8 | bytes[i];
+    }
+    return bits;
+}
+
+static void clnet__store_bytes(unsigned char *bytes, size_t count, uint64_t bits) {
+    for (size_t i = 0; i < count; i++) {
+        bytes[i] = (unsigned char)(bits >> 8 * i);
+    }
+}
+
+static float clnet__float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint32_t clnet__bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// A half: sign, 5 bits of exponent (bias 15, a float's is 127), 10 of mantissa (a float has 23).
+static float clnet__float_of_half(uint32_t half) {
+    uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3FFu;
+    if (exponent == 31) { // infinity or NaN
+        return clnet__float_of_bits(sign | 0x7F800000u | mantissa << 13);
+    }
+    if (exponent == 0) { // multiples of 2^-24
+        float value = (float)mantissa * (1.0f / 16777216.0f);
+        return sign ? -value : value;
+    }
+    return clnet__float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+// Drops the low `shift` bits, 0 < shift < 32, and rounds to nearest, ties to even.
+static uint32_t clnet__round_off(uint32_t bits, uint32_t shift) {
+    uint32_t odd = bits >> shift & 1;
+    return (bits + ((uint32_t)1 << (shift - 1)) - 1 + odd) >> shift;
+}
+
+static uint32_t clnet__half_of_float(float value) {
+    uint32_t bits = clnet__bits_of_float(value), sign = bits >> 16 & 0x8000u,
+             a = bits & 0x7FFFFFFFu;
+    if (a > 0x7F800000u) { // NaN, quiet
+        return sign | 0x7E00u | (a >> 13 & 0x3FFu);
+    }
+    if (a >= 0x477FF000u) { // from 65520 on
+        return sign | 0x7C00u;
+    }
+    if (a >= 0x38800000u) { // from 2^-14 on: a carry from the mantissa moves into the exponent
+        return sign | clnet__round_off(a - (112u << 23), 13);
+    }
+    if (a < 0x33000000u) { // below 2^-25
+        return sign;
+    }
+    return sign | clnet__round_off((a & 0x7FFFFFu) | 0x800000u, 126 - (a >> 23));
+}
+
+// A bfloat16 is the upper half of a float.
+static uint32_t clnet__bfloat_of_float(float value) {
+    uint32_t bits = clnet__bits_of_float(value);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) { // NaN, quiet
+        return bits >> 16 | 0x40u;
+    }
+    return clnet__round_off(bits, 16);
+}
+
+static double clnet__load_f64(const unsigned char *bytes) {
+    uint64_t bits = clnet__load_bytes(bytes, 8);
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static void clnet__store_f64(unsigned char *bytes, double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    clnet__store_bytes(bytes, 8, bits);
+}
+
+// A narrower file type is widened; a wider one would round, so it is refused.
+static bool clnet__can_decode(clnet_dtype dtype) {
+    return dtype == CLNET_F32 || dtype == CLNET_F16 || dtype == CLNET_BF16 ||
+           (dtype == CLNET_F64 && sizeof(clnet_real) >= 8);
+}
+
+static clnet_real clnet__load_real(const unsigned char *bytes, clnet_dtype dtype) {
+    switch (dtype) {
+    case CLNET_F64:
+        return (clnet_real)clnet__load_f64(bytes);
+    case CLNET_F16:
+        return clnet__float_of_half((uint32_t)clnet__load_bytes(bytes, 2));
+    case CLNET_BF16:
+        return clnet__float_of_bits((uint32_t)clnet__load_bytes(bytes, 2) << 16);
+    default:
+        return clnet__float_of_bits((uint32_t)clnet__load_bytes(bytes, 4));
+    }
+}
+
+bool clnet_decode(clnet_real *values, const void *bytes, size_t count, clnet_dtype dtype) {
+    const unsigned char *from = (const unsigned char *)bytes;
+    if (!clnet__can_decode(dtype)) {
+        return false;
+    }
+    size_t size = clnet_dtype_size(dtype);
+    for (size_t i = 0; i < count; i++) {
+        values[i] = clnet__load_real(from + i * size, dtype);
+    }
+    return true;
+}
+
+static void clnet__store_real(unsigned char *bytes, clnet_real value, clnet_dtype dtype) {
+    switch (dtype) {
+    case CLNET_F64:
+        clnet__store_f64(bytes, (double)value);
+        break;
+    case CLNET_F16:
+        clnet__store_bytes(bytes, 2, clnet__half_of_float((float)value));
+        break;
+    case CLNET_BF16:
+        clnet__store_bytes(bytes, 2, clnet__bfloat_of_float((float)value));
+        break;
+    default:
+        clnet__store_bytes(bytes, 4, clnet__bits_of_float((float)value));
+        break;
+    }
+}
+
+bool clnet_encode(void *bytes, const clnet_real *values, size_t count, clnet_dtype dtype) {
+    unsigned char *to = (unsigned char *)bytes;
+    if (!clnet__can_decode(dtype) && dtype != CLNET_F64) {
+        return false;
+    }
+    size_t size = clnet_dtype_size(dtype);
+    for (size_t i = 0; i < count; i++) {
+        clnet__store_real(to + i * size, values[i], dtype);
+    }
+    return true;
+}
+
+// >>files: text
+
+// The length of the well-formed UTF-8 character at s, of which `left` bytes are there; 0: there is
+// none. Overlong forms, surrogates and what is beyond U+10FFFF are not well-formed.
+static size_t clnet__utf8_length(const unsigned char *s, size_t left) {
+    if (s[0] < 0x80) {
+        return 1;
+    }
+    size_t n = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    if (n == 0 || n > left) {
+        return 0;
+    }
+    unsigned lowest = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
+    unsigned highest = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    if (s[1] < lowest || s[1] > highest) {
+        return 0;
+    }
+    for (size_t i = 2; i < n; i++) {
+        if ((s[i] & 0xC0) != 0x80) {
+            return 0;
+        }
+    }
+    return n;
+}
+
+// The first byte that is not UTF-8, or `length`.
+static size_t clnet__utf8_end(const char *text, size_t length) {
+    const unsigned char *s = (const unsigned char *)text;
+    size_t i = 0;
+    for (size_t n = 1; i < length && n > 0; i += n) {
+        n = clnet__utf8_length(s + i, length - i);
+    }
+    return i;
+}
+
+// Whether UTF-8 text has control characters: below 32, 127, or U+0080 to U+009F.
+static bool clnet__has_control(const char *text) {
+    for (const unsigned char *s = (const unsigned char *)text; *s != 0; s++) {
+        if (*s < 32 || *s == 127 || (*s == 0xC2 && s[1] < 0xA0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The beginning of a text from a file as it may stand in a message.
+static void clnet__printable(char *out, size_t size, const char *text) {
+    size_t i = 0;
+    for (; i + 1 < size && text[i] != 0; i++) {
+        out[i] = text[i] >= 32 && text[i] < 127 ? text[i] : '?';
+    }
+    out[i] = 0;
+}
+
+// >>files: the C library's files
+
+#ifndef CLNET_NO_STDIO
+
+// The handle is the FILE itself. Offsets and sizes are a long in C99, so where a long has 32 bits,
+// files from 2 GiB on are refused; a table of the user's own can do better.
+
+static void *clnet__stdio_open(void *user, const char *path, bool write) {
+    (void)user;
+    return fopen(path, write ? "wb" : "rb");
+}
+
+static bool clnet__stdio_size(void *user, void *file, uint64_t *bytes) {
+    (void)user;
+    if (fseek((FILE *)file, 0, SEEK_END) != 0) {
+        return false;
+    }
+    long end = ftell((FILE *)file);
+    *bytes = end < 0 ? 0 : (uint64_t)end;
+    return end >= 0;
+}
+
+// Reading on from where the last read ended needs no seek, which would drop the library's buffer.
+static size_t clnet__stdio_read(void *user, void *file, uint64_t offset, void *data, size_t bytes) {
+    FILE *f = (FILE *)file;
+    long here = ftell(f);
+    (void)user;
+    if (offset > LONG_MAX) {
+        return 0;
+    }
+    if (here != (long)offset && fseek(f, (long)offset, SEEK_SET) != 0) {
+        return 0;
+    }
+    return fread(data, 1, bytes, f);
+}
+
+static size_t clnet__stdio_write(void *user, void *file, const void *data, size_t bytes) {
+    (void)user;
+    return fwrite(data, 1, bytes, (FILE *)file);
+}
+
+// C99 can hand the data to the system, no further.
+static bool clnet__stdio_sync(void *user, void *file) {
+    (void)user;
+    return fflush((FILE *)file) == 0;
+}
+
+static bool clnet__stdio_close(void *user, void *file) {
+    (void)user;
+    return fclose((FILE *)file) == 0;
+}
+
+// Replaces `to` where the system's rename does: on POSIX systems, not on Windows.
+static bool clnet__stdio_rename(void *user, const char *from, const char *to) {
+    (void)user;
+    return rename(from, to) == 0;
+}
+
+static void clnet__stdio_remove(void *user, const char *path) {
+    (void)user;
+    remove(path);
+}
+
+#endif
+
+// The table of a context whose desc has none.
+static clnet_files clnet__default_files(void) {
+    clnet_files files = {0};
+#ifndef CLNET_NO_STDIO
+    files.open = clnet__stdio_open;
+    files.size = clnet__stdio_size;
+    files.read = clnet__stdio_read;
+    files.write = clnet__stdio_write;
+    files.sync = clnet__stdio_sync;
+    files.close = clnet__stdio_close;
+    files.rename = clnet__stdio_rename;
+    files.remove = clnet__stdio_remove;
+#endif
+    return files;
+}
+
+// The length of paths in messages, which have to leave room for a tensor's name.
+#define CLNET__PATH "%.300s"
+
+// Records that a call of the table of files failed, with the reason in errno, which the caller sets
+// to 0 before that call: a table of the user's own may know none.
+static bool clnet__file_fail(clnet_context *ctx, const char *path, const char *what) {
+    const char *reason = errno != 0 ? strerror(errno) : "the reason is not known";
+    clnet__fail(ctx, CLNET_ERROR_FILE, CLNET__PATH ": cannot be %s: %s", path, what, reason);
+    return false;
+}
+
+// NULL: failed.
+static void *clnet__file_open(clnet_context *ctx, const char *path, bool write) {
+    if (ctx->files.open == NULL) {
+        clnet__fail(ctx, CLNET_ERROR_FILE, CLNET__PATH ": the context has no file functions", path);
+        return NULL;
+    }
+    errno = 0;
+    void *file = ctx->files.open(ctx->files.user, path, write);
+    if (file == NULL) {
+        clnet__file_fail(ctx, path, write ? "opened for writing" : "opened");
+    }
+    return file;
+}
+
+// >>files: reading
+
+// What is kept of a tensor: 32 bytes, since the memory for a file is bounded by the file's size and
+// a tensor's text can be as short as 50 bytes. The shape stays text until somebody asks for it.
+typedef struct clnet__file_record {
+    uint64_t begin, end;  // of its bytes, from where the data begin
+    uint32_t name, shape; // where in the header's text: the name, 0-terminated; behind the '['
+    unsigned char dtype, rank;
+} clnet__file_record;
+
+typedef struct clnet__file_string {
+    uint32_t key, value; // where in the header's text, both 0-terminated
+} clnet__file_string;
+
+struct clnet_tensor_file {
+    clnet_context *ctx;
+    char *path;
+    void *file;
+    uint64_t size, data;         // bytes of the file; where the tensors' bytes begin
+    char *text;                  // the header; strings have their escapes resolved where they stand
+    size_t length;               // of the text; text[length] is 0
+    clnet__file_record *records; // by name
+    size_t count, capacity;
+    clnet__file_string *strings; // metadata, by key
+    size_t string_count;
+    bool has_metadata;
+};
+
+// The parser: a place in the header, and the tensor it is in. It does not recurse: the deepest
+// thing that the format has is an array in an object in the object, and nothing unknown is skipped
+// over.
+typedef struct clnet__header {
+    clnet_tensor_file *f;
+    size_t at;        // in f->text
+    const char *name; // NULL outside of tensors
+} clnet__header;
+
+// Records that something else stands at h->at.
+static bool clnet__header_fail(const clnet__header *h, clnet_result result, const char *expected) {
+    const clnet_tensor_file *f = h->f;
+    unsigned char c = (unsigned char)f->text[h->at];
+    char found[24];
+    if (h->at >= f->length) {
+        snprintf(found, sizeof found, "the header's end");
+    } else {
+        snprintf(found, sizeof found, c > 32 && c < 127 ? "'%c'" : "byte 0x%02x", c);
+    }
+    clnet__fail(f->ctx, result, CLNET__PATH ": byte %llu%s%s: expected %s, found %s", f->path,
+                (unsigned long long)h->at + 8, h->name != NULL ? ", tensor " : "",
+                h->name != NULL ? h->name : "", expected, found);
+    return false;
+}
+
+static char clnet__header_peek(clnet__header *h) {
+    const char *text = h->f->text;
+    while (text[h->at] == ' ' || text[h->at] == '\n' || text[h->at] == '\r' ||
+           text[h->at] == '\t') {
+        h->at++;
+    }
+    return text[h->at];
+}
+
+// Steps over a character if it is the next one.
+static bool clnet__header_skip(clnet__header *h, char c) {
+    bool found = clnet__header_peek(h) == c;
+    h->at += found;
+    return found;
+}
+
+// Reads a whole number up to 2^48 - 1 without a leading zero. A point or an exponent behind it is
+// no part of it, and nothing that may follow it. False, with nothing recorded and h->at at the
+// culprit: it is something else.
+static bool clnet__header_number(clnet__header *h, uint64_t *value) {
+    const char *digits = h->f->text + h->at;
+    size_t n = 0;
+    bool fits = true;
+    *value = 0;
+    while (fits && digits[n] >= '0' && digits[n] <= '9') {
+        *value = *value * 10 + (uint64_t)(digits[n] - '0');
+        fits = *value <= CLNET__MAX_DIM && !(n == 1 && digits[0] == '0');
+        n += fits;
+    }
+    h->at += n;
+    return fits && n > 0;
+}
+
+// The four hexadecimal digits of \uXXXX.
+static bool clnet__header_hex(clnet__header *h, uint32_t *code) {
+    *code = 0;
+    for (int i = 0; i < 4; i++, h->at++) {
+        char c = h->f->text[h->at];
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                           : -1;
+        if (digit < 0) {
+            return clnet__header_fail(h, CLNET_ERROR_SYNTAX, "four hexadecimal digits after \\u");
+        }
+        *code = *code << 4 | (uint32_t)digit;
+    }
+    return true;
+}
+
+// What follows "\u": a character of up to 16 bits, or two halves of a larger one.
+static bool clnet__header_unicode(clnet__header *h, uint32_t *code) {
+    uint32_t low;
+    if (!clnet__header_hex(h, code)) {
+        return false;
+    }
+    if (*code == 0 || (*code >= 0xDC00 && *code < 0xE000)) {
+        return clnet__header_fail(h, CLNET_ERROR_ENCODING,
+                                  *code == 0 ? "no \\u0000 before this place"
+                                             : "no lone low surrogate before this place");
+    }
+    if (*code < 0xD800 || *code >= 0xE000) {
+        return true;
+    }
+    const char *next = h->f->text + h->at;
+    if (next[0] != '\\' || next[1] != 'u') {
+        return clnet__header_fail(h, CLNET_ERROR_ENCODING, "the low half of a surrogate pair");
+    }
+    h->at += 2;
+    if (!clnet__header_hex(h, &low)) {
+        return false;
+    }
+    if (low < 0xDC00 || low >= 0xE000) {
+        return clnet__header_fail(h, CLNET_ERROR_ENCODING, "a low surrogate before this place");
+    }
+    *code = 0x10000 + ((*code - 0xD800) << 10 | (low - 0xDC00));
+    return true;
+}
+
+static char *clnet__put_utf8(char *out, uint32_t code) {
+    static const unsigned char first[] = {0, 0xC0, 0xE0,
+                                          0xF0}; // by the number of bytes that follow
+    int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    *out++ = (char)(code >> 6 * more | first[more]);
+    while (more-- > 0) {
+        *out++ = (char)((code >> 6 * more & 0x3F) | 0x80);
+    }
+    return out;
+}
+
+// Resolves the escape behind a backslash to *out and moves *out on. No escape is shorter than what
+// it stands for, so writing never overtakes reading.
+static bool clnet__header_escape(clnet__header *h, char **out) {
+    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    char c = h->f->text[h->at];
+    const char *known = c != 0 ? strchr(letters, c) : NULL;
+    uint32_t code;
+    if (known != NULL) {
+        *(*out)++ = meanings[known - letters];
+        h->at++;
+        return true;
+    }
+    if (c != 'u') {
+        return clnet__header_fail(h, CLNET_ERROR_SYNTAX, "one of \"\\/bfnrtu after a backslash");
+    }
+    h->at++;
+    if (!clnet__header_unicode(h, &code)) {
+        return false;
+    }
+    *out = clnet__put_utf8(*out, code);
+    return true;
+}
+
+// Reads a string, resolves its escapes in place and ends it with 0. *start is its place in the
+// text.
+static bool clnet__header_string(clnet__header *h, uint32_t *start, clnet_result if_none,
+                                 const char *expected) {
+    if (!clnet__header_skip(h, '"')) {
+        return clnet__header_fail(h, if_none, expected);
+    }
+    char *text = h->f->text, *out = text + h->at;
+    *start = (uint32_t)h->at;
+    while (text[h->at] != '"') {
+        char c = text[h->at];
+        if ((unsigned char)c < 32) {
+            return clnet__header_fail(h, CLNET_ERROR_SYNTAX, "more of a string, or its '\"'");
+        }
+        h->at++;
+        if (c != '\\') {
+            *out++ = c;
+        } else if (!clnet__header_escape(h, &out)) {
+            return false;
+        }
+    }
+    h->at++;
+    *out = 0;
+    return true;
+}
+
+// Steps over the ',' before the next element of a list that ends with `close`, or over `close`.
+// *more: there is a next element. `first`: none was read yet.
+static bool clnet__header_next(clnet__header *h, char close, bool first, clnet_result if_wrong,
+                               bool *more) {
+    char expected[] = "',' or '?'";
+    expected[sizeof expected - 3] = close;
+    *more = !clnet__header_skip(h, close);
+    if (!*more || first || clnet__header_skip(h, ',')) {
+        return true;
+    }
+    return clnet__header_fail(h, if_wrong, expected);
+}
+
+static bool clnet__header_colon(clnet__header *h) {
+    return clnet__header_skip(h, ':') || clnet__header_fail(h, CLNET_ERROR_SYNTAX, "':'");
+}
+
+static bool clnet__header_dtype(clnet__header *h, clnet__file_record *record) {
+    uint32_t start;
+    if (!clnet__header_string(h, &start, CLNET_ERROR_DTYPE, "a dtype as a string")) {
+        return false;
+    }
+    clnet_dtype dtype = clnet__dtype_of(h->f->text + start);
+    if (dtype == CLNET_DTYPE_COUNT) {
+        char found[40];
+        clnet__printable(found, sizeof found, h->f->text + start);
+        clnet__fail(h->f->ctx, CLNET_ERROR_DTYPE,
+                    CLNET__PATH ": byte %llu, tensor %s: expected a dtype such as F32, F16, BF16, "
+                                "F64, I64 or U8, found \"%s\"",
+                    h->f->path, (unsigned long long)start + 8, h->name, found);
+        return false;
+    }
+    record->dtype = (unsigned char)dtype;
+    return true;
+}
+
+static bool clnet__header_shape(clnet__header *h, clnet__file_record *record, uint64_t *shape) {
+    bool more;
+    if (!clnet__header_skip(h, '[')) {
+        return clnet__header_fail(h, CLNET_ERROR_SHAPE, "a shape as an array");
+    }
+    record->shape = (uint32_t)h->at;
+    record->rank = 0;
+    while (clnet__header_next(h, ']', record->rank == 0, CLNET_ERROR_SHAPE, &more) && more) {
+        if (record->rank == CLNET_MAX_RANK) {
+            return clnet__header_fail(h, CLNET_ERROR_LIMIT,
+                                      "the shape's end after the most axes "
+                                      "that clnet accepts");
+        }
+        clnet__header_peek(h);
+        if (!clnet__header_number(h, &shape[record->rank])) {
+            return clnet__header_fail(h, CLNET_ERROR_SHAPE, "a shape of whole numbers below 2^48");
+        }
+        record->rank++;
+    }
+    return h->f->ctx->result == CLNET_OK;
+}
+
+static bool clnet__header_offsets(clnet__header *h, clnet__file_record *record) {
+    uint64_t offsets[2];
+    if (!clnet__header_skip(h, '[')) {
+        return clnet__header_fail(h, CLNET_ERROR_OFFSETS, "data_offsets as an array");
+    }
+    for (int i = 0; i < 2; i++) {
+        clnet__header_peek(h);
+        if (!clnet__header_number(h, &offsets[i])) {
+            return clnet__header_fail(h, CLNET_ERROR_OFFSETS,
+                                      "data_offsets of two whole numbers below 2^48");
+        }
+        if (!clnet__header_skip(h, i == 0 ? ',' : ']')) {
+            return clnet__header_fail(h, CLNET_ERROR_OFFSETS,
+                                      i == 0 ? "',' in data_offsets"
+                                             : "']' after two data_offsets");
+        }
+    }
+    record->begin = offsets[0];
+    record->end = offsets[1];
+    return true;
+}
+
+static const char *const clnet__file_fields[] = {"dtype", "shape", "data_offsets"};
+
+// Reads `"field": value` of a tensor. `seen` has a bit for each field read.
+static bool clnet__header_field(clnet__header *h, clnet__file_record *record, uint64_t *shape,
+                                unsigned *seen) {
+    uint32_t start;
+    int field = 0;
+    if (!clnet__header_string(h, &start, CLNET_ERROR_SYNTAX, "a field's name as a string")) {
+        return false;
+    }
+    while (field < 3 && strcmp(h->f->text + start, clnet__file_fields[field]) != 0) {
+        field++;
+    }
+    if (field == 3 || (*seen >> field & 1)) {
+        char found[40];
+        clnet__printable(found, sizeof found, h->f->text + start);
+        clnet__fail(h->f->ctx, field == 3 ? CLNET_ERROR_SYNTAX : CLNET_ERROR_DUPLICATE,
+                    CLNET__PATH ": byte %llu, tensor %s: expected dtype, shape and data_offsets, "
+                                "found %s\"%s\"",
+                    h->f->path, (unsigned long long)start + 8, h->name,
+                    field == 3 ? "" : "another ", found);
+        return false;
+    }
+    *seen |= 1u << field;
+    return clnet__header_colon(h) && (field == 0   ? clnet__header_dtype(h, record)
+                                      : field == 1 ? clnet__header_shape(h, record, shape)
+                                                   : clnet__header_offsets(h, record));
+}
+
+static bool clnet__tensor_fail(const clnet_tensor_file *f, const clnet__file_record *record,
+                               clnet_result result, const char *what, uint64_t found,
+                               uint64_t expected) {
+    clnet__fail(f->ctx, result, CLNET__PATH ": tensor %s: %s %llu, expected %llu", f->path,
+                f->text + record->name, what, (unsigned long long)found,
+                (unsigned long long)expected);
+    return false;
+}
+
+// The size that the shape says is the size that the offsets say.
+static bool clnet__check_size(const clnet_tensor_file *f, const clnet__file_record *record,
+                              const uint64_t *shape) {
+    uint64_t bytes;
+    if (!clnet__shape_bytes(shape, record->rank, (clnet_dtype)record->dtype, &bytes)) {
+        clnet__fail(f->ctx, CLNET_ERROR_SHAPE,
+                    CLNET__PATH ": tensor %s: its shape has more bytes than 64 bits count", f->path,
+                    f->text + record->name);
+        return false;
+    }
+    if (record->begin > record->end) {
+        return clnet__tensor_fail(f, record, CLNET_ERROR_OFFSETS, "begins behind its end: at",
+                                  record->begin, record->end);
+    }
+    if (record->end - record->begin != bytes) {
+        return clnet__tensor_fail(f, record, CLNET_ERROR_OFFSETS,
+                                  "bytes between its offsets:", record->end - record->begin, bytes);
+    }
+    return true;
+}
+
+// Reads the object of one tensor, whose name stands at `name`.
+static bool clnet__header_tensor(clnet__header *h, uint32_t name) {
+    clnet_tensor_file *f = h->f;
+    clnet__file_record record = {.name = name};
+    uint64_t shape[CLNET_MAX_RANK];
+    unsigned seen = 0;
+    bool more;
+    if (f->count == f->capacity) {
+        clnet__fail(f->ctx, CLNET_ERROR_LIMIT,
+                    CLNET__PATH ": byte %llu: more tensors than the %llu that clnet accepts",
+                    f->path, (unsigned long long)name + 8,
+                    (unsigned long long)CLNET_FILE_MAX_TENSORS);
+        return false;
+    }
+    h->name = f->text + name;
+    if (!clnet__header_skip(h, '{')) {
+        return clnet__header_fail(h, CLNET_ERROR_SYNTAX, "a tensor as an object");
+    }
+    while (clnet__header_next(h, '}', seen == 0, CLNET_ERROR_SYNTAX, &more) && more) {
+        if (!clnet__header_field(h, &record, shape, &seen)) {
+            return false;
+        }
+    }
+    for (int field = 0; field < 3; field++) {
+        if (f->ctx->result == CLNET_OK && !(seen >> field & 1)) {
+            clnet__fail(f->ctx, CLNET_ERROR_SYNTAX,
+                        CLNET__PATH ": byte %llu, tensor %s: expected a field \"%s\", found none",
+                        f->path, (unsigned long long)h->at + 7, h->name, clnet__file_fields[field]);
+        }
+    }
+    if (f->ctx->result != CLNET_OK || !clnet__check_size(f, &record, shape)) {
+        return false;
+    }
+    f->records[f->count++] = record;
+    h->name = NULL;
+    return true;
+}
+
+// Reads the object of metadata, which holds strings by key.
+static bool clnet__header_metadata(clnet__header *h) {
+    clnet_tensor_file *f = h->f;
+    bool more;
+    if (f->has_metadata) {
+        return clnet__header_fail(h, CLNET_ERROR_DUPLICATE, "\"__metadata__\" only once");
+    }
+    if (!clnet__header_skip(h, '{')) {
+        return clnet__header_fail(h, CLNET_ERROR_METADATA, "\"__metadata__\" as an object");
+    }
+    f->has_metadata = true;
+    size_t capacity = f->length / (sizeof "\"\":\"\"" - 1) + 1; // room for the shortest pairs
+    capacity = capacity < CLNET_FILE_MAX_TENSORS ? capacity : CLNET_FILE_MAX_TENSORS;
+    f->strings = (clnet__file_string *)clnet__alloc(f->ctx, capacity * sizeof *f->strings);
+    if (f->strings == NULL) {
+        return false;
+    }
+    while (clnet__header_next(h, '}', f->string_count == 0, CLNET_ERROR_SYNTAX, &more) && more) {
+        if (f->string_count == capacity) {
+            return clnet__header_fail(h, CLNET_ERROR_LIMIT, "fewer pairs of metadata");
+        }
+        clnet__file_string *pair = &f->strings[f->string_count++];
+        if (!clnet__header_string(h, &pair->key, CLNET_ERROR_SYNTAX, "a key as a string") ||
+            !clnet__header_colon(h) ||
+            !clnet__header_string(h, &pair->value, CLNET_ERROR_METADATA, "metadata as a string")) {
+            return false;
+        }
+    }
+    return f->ctx->result == CLNET_OK;
+}
+
+// A name has to be fit for messages and for tables of names.
+static bool clnet__check_name(const clnet_tensor_file *f, uint32_t name) {
+    size_t length = strlen(f->text + name);
+    if (length > CLNET_FILE_MAX_NAME) {
+        clnet__fail(f->ctx, CLNET_ERROR_LIMIT,
+                    CLNET__PATH ": byte %llu: a name of %llu bytes, expected %llu at most", f->path,
+                    (unsigned long long)name + 8, (unsigned long long)length,
+                    (unsigned long long)CLNET_FILE_MAX_NAME);
+        return false;
+    }
+    if (clnet__has_control(f->text + name)) {
+        char found[80];
+        clnet__printable(found, sizeof found, f->text + name);
+        clnet__fail(f->ctx, CLNET_ERROR_ENCODING,
+                    CLNET__PATH ": byte %llu: expected a name without control characters, found "
+                                "\"%s\"",
+                    f->path, (unsigned long long)name + 8, found);
+        return false;
+    }
+    return true;
+}
+
+// Reads the whole header. What may follow its JSON is spaces.
+static bool clnet__header_parse(clnet_tensor_file *f) {
+    clnet__header h = {.f = f};
+    bool more, first = true;
+    if (f->text[0] != '{') {
+        return clnet__header_fail(&h, CLNET_ERROR_SYNTAX, "a header that begins with '{'");
+    }
+    h.at = 1;
+    while (clnet__header_next(&h, '}', first, CLNET_ERROR_SYNTAX, &more) && more) {
+        uint32_t name;
+        if (!clnet__header_string(&h, &name, CLNET_ERROR_SYNTAX, "a name as a string") ||
+            !clnet__check_name(f, name) || !clnet__header_colon(&h)) {
+            return false;
+        }
+        bool metadata = strcmp(f->text + name, "__metadata__") == 0;
+        clnet__header_peek(&h);
+        if (!(metadata ? clnet__header_metadata(&h) : clnet__header_tensor(&h, name))) {
+            return false;
+        }
+        first = false;
+    }
+    while (f->ctx->result == CLNET_OK && f->text[h.at] == ' ') {
+        h.at++;
+    }
+    if (f->ctx->result == CLNET_OK && h.at < f->length) {
+        return clnet__header_fail(&h, CLNET_ERROR_SYNTAX, "nothing but spaces behind the JSON");
+    }
+    return f->ctx->result == CLNET_OK;
+}
+
+static int clnet__record_by_name(const void *a, const void *b, const void *user) {
+    const char *text = (const char *)user;
+    return strcmp(text + ((const clnet__file_record *)a)->name,
+                  text + ((const clnet__file_record *)b)->name);
+}
+
+// An empty tensor stands before the one that begins at the same place.
+static int clnet__record_by_place(const void *a, const void *b, const void *user) {
+    const clnet__file_record *x = (const clnet__file_record *)a, *y = (const clnet__file_record *)b;
+    (void)user;
+    return x->begin != y->begin ? (x->begin > y->begin) - (x->begin < y->begin)
+                                : (x->end > y->end) - (x->end < y->end);
+}
+
+static int clnet__string_by_key(const void *a, const void *b, const void *user) {
+    const char *text = (const char *)user;
+    return strcmp(text + ((const clnet__file_string *)a)->key,
+                  text + ((const clnet__file_string *)b)->key);
+}
+
+// The tensors cover the data from the first byte to the last, each byte once.
+static bool clnet__check_places(clnet_tensor_file *f) {
+    uint64_t end = 0, available = f->size - f->data;
+    clnet__sort(f->records, f->count, sizeof *f->records, clnet__record_by_place, NULL);
+    for (size_t i = 0; i < f->count; i++) {
+        const clnet__file_record *record = &f->records[i];
+        if (record->end > available) {
+            return clnet__tensor_fail(f, record, CLNET_ERROR_TRUNCATED,
+                                      "the file ends before it: bytes of data:", available,
+                                      record->end);
+        }
+        if (record->begin != end) {
+            return clnet__tensor_fail(f, record, CLNET_ERROR_OFFSETS,
+                                      record->begin > end ? "a gap before it: begins at"
+                                                          : "overlaps another one: begins at",
+                                      record->begin, end);
+        }
+        end = record->end;
+    }
+    if (end != available) {
+        clnet__fail(
+            f->ctx, CLNET_ERROR_OFFSETS,
+            CLNET__PATH ": byte %llu: expected the file's end behind the last tensor, found "
+                        "%llu more bytes",
+            f->path, (unsigned long long)(f->data + end), (unsigned long long)(available - end));
+        return false;
+    }
+    return true;
+}
+
+static bool clnet__check_unique(clnet_tensor_file *f) {
+    clnet__sort(f->records, f->count, sizeof *f->records, clnet__record_by_name, f->text);
+    clnet__sort(f->strings, f->string_count, sizeof *f->strings, clnet__string_by_key, f->text);
+    for (size_t i = 1; i < f->count; i++) {
+        const clnet__file_record *record = &f->records[i];
+        if (clnet__record_by_name(record - 1, record, f->text) == 0) {
+            clnet__fail(f->ctx, CLNET_ERROR_DUPLICATE,
+                        CLNET__PATH ": byte %llu, tensor %s: the name stands in the file twice",
+                        f->path, (unsigned long long)record->name + 8, f->text + record->name);
+            return false;
+        }
+    }
+    for (size_t i = 1; i < f->string_count; i++) {
+        const clnet__file_string *pair = &f->strings[i];
+        if (clnet__string_by_key(pair - 1, pair, f->text) == 0) {
+            char found[80];
+            clnet__printable(found, sizeof found, f->text + pair->key);
+            clnet__fail(f->ctx, CLNET_ERROR_DUPLICATE,
+                        CLNET__PATH ": byte %llu: the key \"%s\" stands in the metadata twice",
+                        f->path, (unsigned long long)pair->key + 8, found);
+            return false;
+        }
+    }
+    return true;
+}
+
+// Reads bytes that the file has, as far as is known.
+static bool clnet__file_read(clnet_tensor_file *f, uint64_t offset, void *data, size_t bytes) {
+    errno = 0;
+    size_t got = f->ctx->files.read(f->ctx->files.user, f->file, offset, data, bytes);
+    if (got == bytes) {
+        return true;
+    }
+    if (errno != 0) {
+        return clnet__file_fail(f->ctx, f->path, "read");
+    }
+    clnet__fail(f->ctx, CLNET_ERROR_TRUNCATED,
+                CLNET__PATH ": byte %llu: expected %llu bytes, found %llu", f->path,
+                (unsigned long long)offset, (unsigned long long)bytes, (unsigned long long)got);
+    return false;
+}
+
+// Learns the file's size and the header's, and reads the header's text.
+static bool clnet__header_load(clnet_tensor_file *f) {
+    unsigned char length[8];
+    errno = 0;
+    if (!f->ctx->files.size(f->ctx->files.user, f->file, &f->size)) {
+        return clnet__file_fail(f->ctx, f->path, "measured");
+    }
+    if (f->size < sizeof length) {
+        clnet__fail(f->ctx, CLNET_ERROR_TRUNCATED,
+                    CLNET__PATH ": expected at least 8 bytes, found %llu", f->path,
+                    (unsigned long long)f->size);
+        return false;
+    }
+    if (!clnet__file_read(f, 0, length, sizeof length)) {
+        return false;
+    }
+    uint64_t announced = clnet__load_bytes(length, sizeof length), there = f->size - sizeof length;
+    if (announced > there || announced > CLNET_FILE_MAX_HEADER) {
+        uint64_t most = announced > there ? there : CLNET_FILE_MAX_HEADER;
+        clnet__fail(f->ctx, announced > there ? CLNET_ERROR_TRUNCATED : CLNET_ERROR_LIMIT,
+                    CLNET__PATH
+                    ": byte 0: a header of %llu bytes is announced, expected at most %llu",
+                    f->path, (unsigned long long)announced, (unsigned long long)most);
+        return false;
+    }
+    f->length = (size_t)announced;
+    f->data = sizeof length + announced;
+    f->text = (char *)clnet__alloc(f->ctx, f->length + 1);
+    return f->text != NULL && clnet__file_read(f, sizeof length, f->text, f->length);
+}
+
+static bool clnet__header_read(clnet_tensor_file *f) {
+    static const char shortest[] = "\"\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}";
+    if (!clnet__header_load(f)) {
+        return false;
+    }
+    size_t valid = clnet__utf8_end(f->text, f->length);
+    if (valid < f->length) {
+        const clnet__header h = {.f = f, .at = valid};
+        return clnet__header_fail(&h, CLNET_ERROR_ENCODING, "UTF-8");
+    }
+    f->capacity = f->length / (sizeof shortest - 1) + 1;
+    f->capacity = f->capacity < CLNET_FILE_MAX_TENSORS ? f->capacity : CLNET_FILE_MAX_TENSORS;
+    f->records = (clnet__file_record *)clnet__alloc(f->ctx, f->capacity * sizeof *f->records);
+    if (f->records == NULL || !clnet__header_parse(f) || !clnet__check_unique(f) ||
+        !clnet__check_places(f)) {
+        return false;
+    }
+    clnet__sort(f->records, f->count, sizeof *f->records, clnet__record_by_name, f->text);
+    return true;
+}
+
+clnet_tensor_file *clnet_tensor_file_open(clnet_context *ctx, const char *path) {
+    if (ctx == NULL || ctx->result != CLNET_OK) {
+        return NULL;
+    }
+    if (path == NULL) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "tensor file: no path is given");
+        return NULL;
+    }
+    clnet_tensor_file *f = (clnet_tensor_file *)clnet__alloc(ctx, sizeof *f);
+    if (f == NULL) {
+        return NULL;
+    }
+    f->ctx = ctx;
+    f->path = clnet__copy_text(ctx, path);
+    f->file = f->path != NULL ? clnet__file_open(ctx, path, false) : NULL;
+    if (f->file == NULL || !clnet__header_read(f)) {
+        clnet_tensor_file_close(f);
+        return NULL;
+    }
+    return f;
+}
+
+void clnet_tensor_file_close(clnet_tensor_file *f) {
+    if (f == NULL) {
+        return;
+    }
+    clnet_context *ctx = f->ctx;
+    if (f->file != NULL) {
+        ctx->files.close(ctx->files.user, f->file); // nothing was written that could be lost
+    }
+    clnet__free(ctx, f->strings);
+    clnet__free(ctx, f->records);
+    clnet__free(ctx, f->text);
+    clnet__free(ctx, f->path);
+    clnet__free(ctx, f);
+}
+
+size_t clnet_tensor_file_count(const clnet_tensor_file *f) { return f != NULL ? f->count : 0; }
+
+bool clnet_tensor_file_at(const clnet_tensor_file *f, size_t i, clnet_file_tensor *t) {
+    if (f == NULL || i >= f->count) {
+        return false;
+    }
+    const clnet__file_record *record = &f->records[i];
+    const char *s = f->text + record->shape; // checked when the file was opened
+    memset(t, 0, sizeof *t);
+    t->name = f->text + record->name;
+    t->dtype = (clnet_dtype)record->dtype;
+    t->rank = record->rank;
+    t->offset = f->data + record->begin;
+    t->bytes = record->end - record->begin;
+    for (int axis = 0; axis < t->rank; axis++) {
+        while (*s < '0' || *s > '9') {
+            s++;
+        }
+        while (*s >= '0' && *s <= '9') {
+            t->shape[axis] = t->shape[axis] * 10 + (uint64_t)(*s++ - '0');
+        }
+    }
+    return true;
+}
+
+bool clnet_tensor_file_find(const clnet_tensor_file *f, const char *name, clnet_file_tensor *t) {
+    size_t low = 0, high = clnet_tensor_file_count(f);
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(name, f->text + f->records[middle].name);
+        if (order == 0) {
+            return clnet_tensor_file_at(f, middle, t);
+        }
+        if (order < 0) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return false;
+}
+
+const char *clnet_tensor_file_metadata(const clnet_tensor_file *f, const char *key) {
+    size_t low = 0, high = f != NULL ? f->string_count : 0;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(key, f->text + f->strings[middle].key);
+        if (order == 0) {
+            return f->text + f->strings[middle].value;
+        }
+        if (order < 0) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return NULL;
+}
+
+size_t clnet_tensor_file_keys(const clnet_tensor_file *f, size_t i, const char **key) {
+    size_t count = f != NULL ? f->string_count : 0;
+    if (i < count && key != NULL) {
+        *key = f->text + f->strings[i].key;
+    }
+    return count;
+}
+
+// Whether a tensor can be read now: of this file, and no failure before.
+static bool clnet__check_readable(clnet_tensor_file *f, const clnet_file_tensor *t) {
+    uint64_t end;
+    if (f == NULL || f->ctx->result != CLNET_OK) {
+        return false;
+    }
+    if (!clnet__add64(t->offset, t->bytes, &end) || end > f->size || t->bytes > SIZE_MAX) {
+        clnet__fail(f->ctx, CLNET_ERROR_ARGUMENT,
+                    CLNET__PATH ": tensor %s: %llu bytes at %llu are not in this file", f->path,
+                    t->name, (unsigned long long)t->bytes, (unsigned long long)t->offset);
+        return false;
+    }
+    return true;
+}
+
+clnet_result clnet_tensor_file_read(clnet_tensor_file *f, const clnet_file_tensor *t, void *bytes) {
+    if (clnet__check_readable(f, t)) {
+        clnet__file_read(f, t->offset, bytes, (size_t)t->bytes);
+    }
+    return f != NULL ? f->ctx->result : CLNET_ERROR_ARGUMENT;
+}
+
+clnet_result clnet_tensor_file_read_real(clnet_tensor_file *f, const clnet_file_tensor *t,
+                                         clnet_real *values) {
+    unsigned char block[8192]; // a multiple of every size of number
+    if (!clnet__check_readable(f, t)) {
+        return f != NULL ? f->ctx->result : CLNET_ERROR_ARGUMENT;
+    }
+    if (!clnet__can_decode(t->dtype)) {
+        return clnet__fail(f->ctx, CLNET_ERROR_DTYPE,
+                           CLNET__PATH ": tensor %s: its dtype is %s, expected F32, F16 or BF16",
+                           f->path, t->name, clnet_dtype_name(t->dtype));
+    }
+    size_t size = clnet_dtype_size(t->dtype);
+    for (uint64_t done = 0; done < t->bytes;) {
+        uint64_t left = t->bytes - done;
+        size_t bytes = left < sizeof block ? (size_t)left : sizeof block;
+        if (!clnet__file_read(f, t->offset + done, block, bytes)) {
+            break;
+        }
+        clnet_decode(values, block, bytes / size, t->dtype);
+        values += bytes / size;
+        done += bytes;
+    }
+    return f->ctx->result;
+}
+
+// >>files: writing
+
+typedef struct clnet__writer {
+    clnet_context *ctx;
+    const char *path;
+    char *temporary;               // path + ".tmp"
+    const clnet_file_item **items; // in the order of the file
+    size_t count;
+    const clnet_file_pair **pairs; // by key
+    size_t pair_count;
+    unsigned char *header; // its length in 8 bytes, its text
+    size_t header_bytes;
+    void *scratch; // for the largest item that is filled
+} clnet__writer;
+
+// Text that is measured first and written then: by the same function, which is called twice.
+typedef struct clnet__text {
+    char *data; // NULL: measure
+    size_t length;
+} clnet__text;
+
+static void clnet__text_char(clnet__text *text, char c) {
+    if (text->data != NULL) {
+        text->data[text->length] = c;
+    }
+    text->length++;
+}
+
+static void clnet__text_add(clnet__text *text, const char *s) {
+    while (*s != 0) {
+        clnet__text_char(text, *s++);
+    }
+}
+
+static void clnet__text_number(clnet__text *text, uint64_t value) {
+    char digits[24];
+    snprintf(digits, sizeof digits, "%llu", (unsigned long long)value);
+    clnet__text_add(text, digits);
+}
+
+// A JSON string.
+static void clnet__text_string(clnet__text *text, const char *s) {
+    clnet__text_char(text, '"');
+    for (; *s != 0; s++) {
+        char escape[8] = {*s, 0};
+        if ((unsigned char)*s < 32) {
+            snprintf(escape, sizeof escape, "\\u%04x", (unsigned)*s);
+        } else if (*s == '"' || *s == '\\') {
+            escape[0] = '\\';
+            escape[1] = *s;
+        }
+        clnet__text_add(text, escape);
+    }
+    clnet__text_char(text, '"');
+}
+
+// "name":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}
+static void clnet__text_item(clnet__text *text, const clnet_file_item *item, uint64_t begin,
+                             uint64_t end) {
+    clnet__text_string(text, item->name);
+    clnet__text_add(text, ":{\"dtype\":\"");
+    clnet__text_add(text, clnet_dtype_name(item->dtype));
+    clnet__text_add(text, "\",\"shape\":[");
+    for (int i = 0; i < item->rank; i++) {
+        clnet__text_add(text, i > 0 ? "," : "");
+        clnet__text_number(text, item->shape[i]);
+    }
+    clnet__text_add(text, "],\"data_offsets\":[");
+    clnet__text_number(text, begin);
+    clnet__text_char(text, ',');
+    clnet__text_number(text, end);
+    clnet__text_add(text, "]}");
+}
+
+static uint64_t clnet__item_bytes(const clnet_file_item *item) {
+    uint64_t bytes = 0;
+    clnet__shape_bytes(item->shape, item->rank, item->dtype, &bytes); // checked before
+    return bytes;
+}
+
+static void clnet__text_header(clnet__text *text, const clnet__writer *w) {
+    uint64_t begin = 0;
+    clnet__text_char(text, '{');
+    if (w->pair_count > 0) {
+        clnet__text_add(text, "\"__metadata__\":{");
+        for (size_t i = 0; i < w->pair_count; i++) {
+            clnet__text_add(text, i > 0 ? "," : "");
+            clnet__text_string(text, w->pairs[i]->key);
+            clnet__text_char(text, ':');
+            clnet__text_string(text, w->pairs[i]->value);
+        }
+        clnet__text_char(text, '}');
+    }
+    for (size_t i = 0; i < w->count; i++) {
+        uint64_t end = begin + clnet__item_bytes(w->items[i]);
+        clnet__text_add(text, i > 0 || w->pair_count > 0 ? "," : "");
+        clnet__text_item(text, w->items[i], begin, end);
+        begin = end;
+    }
+    clnet__text_char(text, '}');
+    while (text->length % 8 != 0) {
+        clnet__text_char(text, ' ');
+    }
+}
+
+static bool clnet__writer_fail(const clnet__writer *w, clnet_result result, const char *kind,
+                               const char *name, const char *what) {
+    clnet__fail(w->ctx, result, CLNET__PATH ": cannot be written: %s %.*s: %s", w->path, kind,
+                (int)CLNET_FILE_MAX_NAME, name != NULL ? name : "", what);
+    return false;
+}
+
+static bool clnet__check_item(const clnet__writer *w, const clnet_file_item *item) {
+    const char *name = item->name, *wrong = NULL;
+    clnet_result result = CLNET_ERROR_ARGUMENT;
+    uint64_t bytes = 0;
+    if (name == NULL || clnet__utf8_end(name, strlen(name)) < strlen(name) ||
+        clnet__has_control(name) || strcmp(name, "__metadata__") == 0) {
+        wrong = "its name is no UTF-8 text, has control characters or is reserved";
+    } else if (strlen(name) > CLNET_FILE_MAX_NAME) {
+        wrong = "its name is longer than clnet accepts";
+        result = CLNET_ERROR_LIMIT;
+    } else if (clnet_dtype_size(item->dtype) == 0) {
+        wrong = "its dtype is unknown";
+    } else if (item->rank < 0 || item->rank > CLNET_MAX_RANK) {
+        wrong = "it has a negative number of axes, or more than clnet accepts";
+    } else if (!clnet__shape_bytes(item->shape, item->rank, item->dtype, &bytes) ||
+               bytes > CLNET__MAX_DIM || bytes > SIZE_MAX) {
+        wrong = "its shape has too many bytes";
+    } else if (bytes > 0 && item->data == NULL && item->fill == NULL) {
+        wrong = "it has neither data nor a function that fills it";
+    }
+    for (int i = 0; wrong == NULL && i < item->rank; i++) {
+        wrong = item->shape[i] > CLNET__MAX_DIM ? "one of its axes is 2^48 or longer" : NULL;
+    }
+    return wrong == NULL || clnet__writer_fail(w, result, "tensor", name, wrong);
+}
+
+static bool clnet__check_pair(const clnet__writer *w, const clnet_file_pair *pair) {
+    if (pair->key == NULL || pair->value == NULL ||
+        clnet__utf8_end(pair->key, strlen(pair->key)) < strlen(pair->key) ||
+        clnet__utf8_end(pair->value, strlen(pair->value)) < strlen(pair->value)) {
+        return clnet__writer_fail(w, CLNET_ERROR_ARGUMENT, "metadata", pair->key,
+                                  "the key or its value is no UTF-8 text");
+    }
+    return true;
+}
+
+static int clnet__item_by_name(const void *a, const void *b, const void *user) {
+    (void)user;
+    return strcmp((*(const clnet_file_item *const *)a)->name,
+                  (*(const clnet_file_item *const *)b)->name);
+}
+
+// Larger numbers first, so that all are aligned to their size; then by name.
+static int clnet__item_by_place(const void *a, const void *b, const void *user) {
+    size_t x = clnet_dtype_size((*(const clnet_file_item *const *)a)->dtype);
+    size_t y = clnet_dtype_size((*(const clnet_file_item *const *)b)->dtype);
+    return x != y ? (x < y) - (x > y) : clnet__item_by_name(a, b, user);
+}
+
+static int clnet__pair_by_key(const void *a, const void *b, const void *user) {
+    (void)user;
+    return strcmp((*(const clnet_file_pair *const *)a)->key,
+                  (*(const clnet_file_pair *const *)b)->key);
+}
+
+// Checks items and pairs one by one, and collects them.
+static bool clnet__writer_collect(clnet__writer *w, const clnet_file_item *items,
+                                  const clnet_file_pair *metadata) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < w->count; i++) {
+        w->items[i] = &items[i];
+        if (!clnet__check_item(w, &items[i])) {
+            return false;
+        }
+        if (!clnet__add64(total, clnet__item_bytes(&items[i]), &total) || total > CLNET__MAX_DIM) {
+            return clnet__writer_fail(w, CLNET_ERROR_LIMIT, "tensor", items[i].name,
+                                      "all together have too many bytes");
+        }
+    }
+    for (size_t i = 0; i < w->pair_count; i++) {
+        w->pairs[i] = &metadata[i];
+        if (!clnet__check_pair(w, &metadata[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Puts items and pairs in order; no name may be there twice.
+static bool clnet__writer_sort(clnet__writer *w) {
+    clnet__sort(w->items, w->count, sizeof *w->items, clnet__item_by_name, NULL);
+    for (size_t i = 1; i < w->count; i++) {
+        if (clnet__item_by_name(&w->items[i - 1], &w->items[i], NULL) == 0) {
+            return clnet__writer_fail(w, CLNET_ERROR_DUPLICATE, "tensor", w->items[i]->name,
+                                      "the name is given twice");
+        }
+    }
+    clnet__sort(w->items, w->count, sizeof *w->items, clnet__item_by_place, NULL);
+    clnet__sort(w->pairs, w->pair_count, sizeof *w->pairs, clnet__pair_by_key, NULL);
+    for (size_t i = 1; i < w->pair_count; i++) {
+        if (clnet__pair_by_key(&w->pairs[i - 1], &w->pairs[i], NULL) == 0) {
+            return clnet__writer_fail(w, CLNET_ERROR_DUPLICATE, "metadata", w->pairs[i]->key,
+                                      "the key is given twice");
+        }
+    }
+    return true;
+}
+
+// Makes the header, and room for what is filled.
+static bool clnet__writer_prepare(clnet__writer *w) {
+    clnet__text text = {0};
+    clnet__text_header(&text, w);
+    if (text.length > CLNET_FILE_MAX_HEADER) {
+        clnet__fail(
+            w->ctx, CLNET_ERROR_LIMIT,
+            CLNET__PATH ": cannot be written: a header of %llu bytes, expected at most %llu",
+            w->path, (unsigned long long)text.length, (unsigned long long)CLNET_FILE_MAX_HEADER);
+        return false;
+    }
+    size_t largest = 0;
+    for (size_t i = 0; i < w->count; i++) {
+        size_t bytes = w->items[i]->data == NULL ? (size_t)clnet__item_bytes(w->items[i]) : 0;
+        largest = bytes > largest ? bytes : largest;
+    }
+    w->header_bytes = text.length + 8;
+    w->header = (unsigned char *)clnet__alloc(w->ctx, w->header_bytes);
+    w->scratch = largest > 0 && w->header != NULL ? clnet__alloc(w->ctx, largest) : NULL;
+    if (w->ctx->result != CLNET_OK) {
+        return false;
+    }
+    clnet__store_bytes(w->header, 8, text.length);
+    text.data = (char *)w->header + 8;
+    text.length = 0;
+    clnet__text_header(&text, w);
+    return true;
+}
+
+static bool clnet__writer_put(clnet__writer *w, void *file, const void *data, size_t bytes) {
+    errno = 0;
+    if (bytes > 0 && w->ctx->files.write(w->ctx->files.user, file, data, bytes) != bytes) {
+        return clnet__file_fail(w->ctx, w->temporary, "written");
+    }
+    return true;
+}
+
+static bool clnet__writer_put_item(clnet__writer *w, void *file, const clnet_file_item *item) {
+    size_t bytes = (size_t)clnet__item_bytes(item);
+    const void *data = item->data;
+    if (data == NULL && bytes > 0) {
+        clnet_result result = item->fill(item->user, w->scratch);
+        if (result != CLNET_OK) { // this context may hold a better sentence already
+            return clnet__writer_fail(w, result, "tensor", item->name,
+                                      "its values are not to be had");
+        }
+        data = w->scratch;
+    }
+    return clnet__writer_put(w, file, data, bytes);
+}
+
+// Writes the temporary file and puts it in the place of the old one; or removes it.
+static void clnet__writer_save(clnet__writer *w) {
+    clnet_files *files = &w->ctx->files;
+    void *file = clnet__file_open(w->ctx, w->temporary, true);
+    if (file == NULL) {
+        return;
+    }
+    bool done = clnet__writer_put(w, file, w->header, w->header_bytes);
+    for (size_t i = 0; done && i < w->count; i++) {
+        done = clnet__writer_put_item(w, file, w->items[i]);
+    }
+    errno = 0;
+    if (done && !files->sync(files->user, file)) {
+        done = clnet__file_fail(w->ctx, w->temporary, "synced");
+    }
+    errno = 0;
+    if (!files->close(files->user, file)) { // also after a failure, which then stays on record
+        done = clnet__file_fail(w->ctx, w->temporary, "closed");
+    }
+    errno = 0;
+    if (done && !files->rename(files->user, w->temporary, w->path)) {
+        done = clnet__file_fail(w->ctx, w->path, "replaced");
+    }
+    if (!done) {
+        files->remove(files->user, w->temporary);
+    }
+}
+
+// A copy of two texts in a row; NULL: failed.
+static char *clnet__join(clnet_context *ctx, const char *a, const char *b) {
+    size_t m = strlen(a), n = strlen(b);
+    char *text = (char *)clnet__alloc(ctx, m + n + 1);
+    if (text != NULL) {
+        memcpy(text, a, m);
+        memcpy(text + m, b, n);
+    }
+    return text;
+}
+
+clnet_result clnet_safetensors_write(clnet_context *ctx, const char *path,
+                                     const clnet_file_item *items, size_t count,
+                                     const clnet_file_pair *metadata, size_t pairs) {
+    if (ctx == NULL || ctx->result != CLNET_OK) {
+        return ctx == NULL ? CLNET_ERROR_MEMORY : ctx->result;
+    }
+    if (path == NULL || count > CLNET_FILE_MAX_TENSORS || pairs > CLNET_FILE_MAX_TENSORS) {
+        return clnet__fail(ctx, path == NULL ? CLNET_ERROR_ARGUMENT : CLNET_ERROR_LIMIT,
+                           CLNET__PATH ": cannot be written: %llu tensors and %llu pairs of "
+                                       "metadata, expected at most %llu of each",
+                           path == NULL ? "(no path)" : path, (unsigned long long)count,
+                           (unsigned long long)pairs, (unsigned long long)CLNET_FILE_MAX_TENSORS);
+    }
+    clnet__writer w = {.ctx = ctx, .path = path, .count = count, .pair_count = pairs};
+    w.items = (const clnet_file_item **)clnet__alloc(ctx, (count + 1) * sizeof *w.items);
+    w.pairs = (const clnet_file_pair **)clnet__alloc(ctx, (pairs + 1) * sizeof *w.pairs);
+    w.temporary = clnet__join(ctx, path, ".tmp");
+    if (ctx->result == CLNET_OK && clnet__writer_collect(&w, items, metadata) &&
+        clnet__writer_sort(&w) && clnet__writer_prepare(&w)) {
+        clnet__writer_save(&w);
+    }
+    clnet__free(ctx, w.scratch);
+    clnet__free(ctx, w.header);
+    clnet__free(ctx, w.temporary);
+    clnet__free(ctx, (void *)w.pairs);
+    clnet__free(ctx, (void *)w.items);
+    return ctx->result;
+}
+
+#undef CLNET__PATH
+#undef CLNET__MAX_DIM
+
+// >>models
+// Section 2 of the paper, in its order: the two encoders, the fusion modules, the classification of
+// equation 1, the decoder of equation 4. Every function appends to a graph and passes NULL on.
+
+typedef struct clnet__net {
+    clnet_graph *g;
+    double width;
+    bool per_task;
+} clnet__net;
+
+typedef struct clnet__label {
+    char text[256];
+} clnet__label;
+
+// "prefix" + "suffix", for names of layers.
+static clnet__label clnet__name(const char *prefix, const char *suffix) {
+    clnet__label t;
+    snprintf(t.text, sizeof t.text, "%.127s%.127s", prefix, suffix);
+    return t;
+}
+
+int clnet_scale_width(int channels, double width) {
+    return clnet__max(1, (int)floor(channels * width + 0.5));
+}
+
+// conv without bias, "same" padding for stride 1, then batch norm; both named behind `prefix`.
+static clnet_tensor *clnet__conv_bn(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                                    const char *conv, const char *bn, int channels, int kernel,
+                                    int stride) {
+    const clnet_conv2d_desc d = {.out_channels = channels,
+                                 .kernel_size = {kernel, kernel},
+                                 .stride = {stride, stride},
+                                 .padding = {kernel / 2, kernel / 2},
+                                 .no_bias = true,
+                                 .name = clnet__name(prefix, conv).text};
+    clnet_tensor *y = clnet_conv2d(net->g, x, &d);
+    const clnet_batch_norm_desc b = {.name = clnet__name(prefix, bn).text};
+    return clnet_batch_norm(net->g, y, &b);
+}
+
+// conv 3x3, BN, ReLU, twice: the block of UNet.
+static clnet_tensor *clnet__double(const clnet__net *net, clnet_tensor *x, const char *name,
+                                   int channels) {
+    x = clnet_relu(net->g, clnet__conv_bn(net, x, name, ".0", ".1", channels, 3, 1));
+    x = clnet_relu(net->g, clnet__conv_bn(net, x, name, ".3", ".4", channels, 3, 1));
+    return clnet_tensor_rename(x, name);
+}
+
+// ResNet-50's block (He et al. 2016), with torchvision's names and its stride on the 3x3.
+static clnet_tensor *clnet__bottleneck(const clnet__net *net, clnet_tensor *x, const char *name,
+                                       int planes, int stride, bool downsample) {
+    const int middle = clnet_scale_width(planes, net->width),
+              out = clnet_scale_width(4 * planes, net->width);
+    clnet_tensor *y =
+        clnet_relu(net->g, clnet__conv_bn(net, x, name, ".conv1", ".bn1", middle, 1, 1));
+    y = clnet_relu(net->g, clnet__conv_bn(net, y, name, ".conv2", ".bn2", middle, 3, stride));
+    y = clnet__conv_bn(net, y, name, ".conv3", ".bn3", out, 1, 1);
+    if (downsample) {
+        x = clnet__conv_bn(net, x, name, ".downsample.0", ".downsample.1", out, 1, stride);
+    }
+    return clnet_tensor_rename(clnet_relu(net->g, clnet_add(net->g, y, x)), name);
+}
+
+// Stage 1: conv1, bn1, ReLU; stages 2 to 5: layer1 to layer4.
+static void clnet__resnet50(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                            clnet_tensor *stage[5]) {
+    static const int blocks[4] = {3, 4, 6, 3};
+    x = clnet__conv_bn(net, x, prefix, "conv1", "bn1", clnet_scale_width(64, net->width), 7, 2);
+    stage[0] = x = clnet_tensor_rename(clnet_relu(net->g, x), clnet__name(prefix, "relu").text);
+    const clnet_pool2d_desc pool = {.kernel_size = {3, 3}, .stride = {2, 2}, .padding = {1, 1}};
+    x = clnet_tensor_rename(clnet_max_pool2d(net->g, x, &pool),
+                            clnet__name(prefix, "maxpool").text);
+    for (int i = 0; i < 4; i++) {
+        char layer[64], name[80];
+        snprintf(layer, sizeof layer, "%slayer%d", prefix, i + 1);
+        for (int k = 0; k < blocks[i]; k++) {
+            snprintf(name, sizeof name, "%s.%d", layer, k);
+            x = clnet__bottleneck(net, x, name, 64 << i, k == 0 && i > 0 ? 2 : 1, k == 0);
+        }
+        stage[i + 1] = clnet_tensor_rename(x, layer);
+    }
+}
+
+// UNet's encoder (Ronneberger et al. 2015) with padding and batch norm: 2x2 pooling between stages.
+static void clnet__unet(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                        clnet_tensor *stage[5]) {
+    const clnet_pool2d_desc pool = {.kernel_size = {2, 2}};
+    for (int i = 0; i < 5; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%senc%d", prefix, i + 1);
+        x = i ? clnet_max_pool2d(net->g, x, &pool) : x;
+        stage[i] = x = clnet__double(net, x, name, clnet_scale_width(64 << i, net->width));
+    }
+}
+
+// "scale" of squeeze-and-excitation (Hu et al. 2018): x sigmoid(fc2(relu(fc1(GAP(x))))).
+static clnet_tensor *clnet__se(const clnet__net *net, clnet_tensor *x, const char *name) {
+    if (!x) {
+        return NULL;
+    }
+    const int C = clnet_tensor_size(x, 1);
+    const clnet_conv2d_desc fc1 = {.out_channels = clnet__max(1, C / 16),
+                                   .kernel_size = {1, 1},
+                                   .name = clnet__name(name, ".fc1").text};
+    clnet_tensor *s =
+        clnet_relu(net->g, clnet_conv2d(net->g, clnet_global_avg_pool(net->g, x), &fc1));
+    const clnet_conv2d_desc fc2 = {
+        .out_channels = C, .kernel_size = {1, 1}, .name = clnet__name(name, ".fc2").text};
+    s = clnet_sigmoid(net->g, clnet_conv2d(net->g, s, &fc2));
+    return clnet_tensor_rename(clnet_scale_channels(net->g, x, s), name);
+}
+
+// Brings x to the height and width of `like`.
+static clnet_tensor *clnet__resize_like(const clnet__net *net, clnet_tensor *x,
+                                        const clnet_tensor *like) {
+    if (!x || !like || (x->shape[2] == like->shape[2] && x->shape[3] == like->shape[3])) {
+        return x;
+    }
+    return clnet_upsample_bilinear(net->g, x, like->shape[2], like->shape[3], false);
+}
+
+// The fusion module (section 2.3, figure 2) of one stage; out[0] for the classification, out[1] for
+// the segmentation.
+static void clnet__fuse(const clnet__net *net, clnet_tensor *ec, clnet_tensor *es, const char *name,
+                        int channels, clnet_tensor *out[2]) {
+    if (ec && es && clnet__pixels(ec) >= clnet__pixels(es)) {
+        es = clnet__resize_like(net, es, ec);
+    } else {
+        ec = clnet__resize_like(net, ec, es);
+    }
+    clnet_tensor *both[2] = {ec, es};
+    clnet_tensor *x = clnet__conv_bn(net, clnet_concat(net->g, both, 2), name, ".reduce.0",
+                                     ".reduce.1", channels, 1, 1);
+    x = clnet_tensor_rename(clnet_relu(net->g, x), clnet__name(name, ".reduce").text);
+    x = clnet__se(net, x, clnet__name(name, ".se").text);
+    if (net->per_task) {
+        out[0] = clnet__double(net, x, clnet__name(name, ".conv_cls").text, channels);
+        out[1] = clnet__double(net, x, clnet__name(name, ".conv_seg").text, channels);
+    } else {
+        out[0] = out[1] = clnet_tensor_rename(
+            clnet__double(net, x, clnet__name(name, ".conv").text, channels), name);
+    }
+}
+
+// Equation 1: fc of the concatenated averages of the stages that the classification reads.
+static clnet_tensor *clnet__classify(const clnet__net *net, clnet_tensor *const *stage, int count,
+                                     int classes) {
+    clnet_tensor *averages[5];
+    for (int i = 0; i < count; i++) {
+        averages[i] = clnet_global_avg_pool(net->g, stage[i]);
+    }
+    clnet_tensor *x = count > 1 ? clnet_concat(net->g, averages, count) : averages[0];
+    const clnet_linear_desc fc = {.out_features = classes, .name = "fc"};
+    return clnet_linear(net->g, x, &fc);
+}
+
+// Equation 4: from the deepest stage upwards, each joined with what is upsampled from below; then one
+// channel at the input's size.
+static clnet_tensor *clnet__decode(const clnet__net *net, clnet_tensor *const *stage,
+                                   const clnet_tensor *image) {
+    clnet_tensor *x = stage[4];
+    for (int i = 4; i >= 1; i--) {
+        char name[32];
+        snprintf(name, sizeof name, "dec.dec%d", i);
+        clnet_tensor *both[2] = {clnet__resize_like(net, x, stage[i - 1]), stage[i - 1]};
+        x = clnet__double(net, clnet_concat(net->g, both, 2), name,
+                          clnet_scale_width(32 << i, net->width));
+    }
+    const clnet_conv2d_desc head = {.out_channels = 1, .kernel_size = {1, 1}, .name = "dec.head"};
+    return clnet__resize_like(net, clnet_conv2d(net->g, x, &head), image);
+}
+
+typedef void clnet__encoder(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                            clnet_tensor *stage[5]);
+
+// The encoder that a part of a model's name stands for, NULL where it is none of that kind.
+static clnet__encoder *clnet__encoder_of(const char *name, size_t length, bool classifier) {
+    static const struct {
+        const char *name;
+        bool classifier;
+        clnet__encoder *encoder;
+    } all[] = {{"resnet50", true, clnet__resnet50},
+               {"unet", false, clnet__unet},
+               {"resunet", false, clnet__resnet50}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (all[i].classifier == classifier && strlen(all[i].name) == length &&
+            !memcmp(all[i].name, name, length)) {
+            return all[i].encoder;
+        }
+    }
+    return NULL;
+}
+
+// Splits CLS, SEG or CLS+SEG; false: no such network.
+static bool clnet__parse_name(const char *name, clnet__encoder **cls, clnet__encoder **seg) {
+    const char *plus = strchr(name, '+');
+    if (plus) {
+        *cls = clnet__encoder_of(name, (size_t)(plus - name), true);
+        *seg = clnet__encoder_of(plus + 1, strlen(plus + 1), false);
+        return *cls && *seg;
+    }
+    *cls = clnet__encoder_of(name, strlen(name), true);
+    *seg = clnet__encoder_of(name, strlen(name), false);
+    return *cls || *seg;
+}
+
+static void clnet__build_network(clnet_model *m, clnet__encoder *cls, clnet__encoder *seg) {
+    const clnet__net net = {m->graph, m->desc.width, m->desc.fusion == CLNET_FUSION_PER_TASK};
+    clnet_tensor *ec[5] = {NULL}, *es[5] = {NULL}, *for_seg[5];
+    if (cls) {
+        cls(&net, m->image, "cls.", ec);
+    }
+    if (seg) {
+        seg(&net, m->image, "seg.", es);
+    }
+    for (int i = 0; i < 5; i++) {
+        m->stage[i] = cls ? ec[i] : es[i];
+        for_seg[i] = es[i];
+        if (cls && seg) {
+            char name[32];
+            clnet_tensor *out[2];
+            snprintf(name, sizeof name, "fuse.%d", i);
+            clnet__fuse(&net, ec[i], es[i], name, clnet_scale_width(64 << i, net.width), out);
+            m->stage[i] = out[0];
+            for_seg[i] = out[1];
+        }
+    }
+    if (cls) {
+        m->logits =
+            clnet__classify(&net, seg ? m->stage : &m->stage[4], seg ? 5 : 1, m->desc.classes);
+        clnet_tensor_keep(clnet_tensor_rename(m->logits, "logits"));
+    }
+    if (seg) {
+        m->mask_logits = clnet__decode(&net, for_seg, m->image);
+        clnet_tensor_keep(m->mask_logits);
+        if (m->mask_logits && strcmp(m->mask_logits->name, "dec.head")) {
+            clnet_tensor_rename(m->mask_logits, "mask_logits");
+        }
+    }
+}
+
+// The losses of section 3.1: focal for the classes, focal and Dice for the mask.
+static void clnet__build_losses(clnet_model *m) {
+    const clnet_recipe *r = &m->recipe;
+    const int *size = m->desc.size;
+    clnet_tensor *losses[3];
+    double weights[3];
+    int count = 0;
+    if (m->logits) {
+        clnet_focal_loss_desc d = {.gamma = r->focal_gamma};
+        memcpy(d.alpha, r->focal_alpha, sizeof d.alpha);
+        m->label = clnet_input_labels(m->graph, "label", m->desc.batch);
+        m->loss_classification = clnet_focal_loss(m->graph, m->logits, m->label, &d);
+        losses[count] = clnet_tensor_rename(m->loss_classification, "loss.classification");
+        weights[count++] = r->loss_weights[0];
+    }
+    if (m->mask_logits) {
+        m->mask = clnet_input(m->graph, "mask", m->desc.batch, 1, size[0], size[1]);
+        m->loss_focal = clnet_mask_focal_loss(m->graph, m->mask_logits, m->mask, r->focal_gamma);
+        losses[count] = clnet_tensor_rename(m->loss_focal, "loss.focal");
+        weights[count++] = r->loss_weights[1];
+        m->loss_dice = clnet_dice_loss(m->graph, m->mask_logits, m->mask, 1);
+        losses[count] = clnet_tensor_rename(m->loss_dice, "loss.dice");
+        weights[count++] = r->loss_weights[2];
+    }
+    m->loss = clnet_tensor_rename(clnet_weighted_sum(m->graph, losses, weights, count), "loss");
+}
+
+clnet_recipe clnet_paper_recipe(void) {
+    return (clnet_recipe){
+        .focal_gamma = 2, .loss_weights = {1, 1, 1}, .adam = {.weight_decay = 5e-4}};
+}
+
+// Fills in the defaults; the failure is on record where a field is out of range.
+static clnet_result clnet__model_defaults(clnet_context *ctx, clnet_model *m,
+                                          const clnet_model_desc *desc) {
+    clnet_model_desc *d = &m->desc;
+    if (desc) {
+        *d = *desc;
+    }
+    const char *name = d->name ? d->name : "resnet50+unet";
+    d->classes = clnet__or(d->classes, 3);
+    d->width = clnet__or_double(d->width, 1);
+    d->size[0] = clnet__or(d->size[0], 224);
+    d->size[1] = clnet__or(d->size[1], 224);
+    d->batch = clnet__or(d->batch, 1);
+    m->recipe = d->recipe ? *d->recipe : clnet_paper_recipe();
+    snprintf(m->name, sizeof m->name, "%s", name);
+    clnet__encoder *cls, *seg;
+    if (strlen(name) >= sizeof m->name || !clnet__parse_name(name, &cls, &seg)) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                           "model \"%.64s\": unknown; there are resnet50, unet, "
+                           "resunet, resnet50+unet and resnet50+resunet",
+                           name);
+    }
+    d->name = m->name;
+    d->recipe = &m->recipe;
+    if (d->size[0] < 32 || d->size[1] < 32 || d->size[0] > 16384 || d->size[1] > 16384) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                           "model %s: a size of %d x %d; needed are 32 to 16384", name, d->size[0],
+                           d->size[1]);
+    }
+    if (d->classes < 1 || d->classes > CLNET_MAX_CLASSES || !(d->width > 0) || d->width > 8 ||
+        d->batch < 1) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                           "model %s: %d classes (1 to %d), width %g (above 0, at "
+                           "most 8), batch %d (at least 1)",
+                           name, d->classes, CLNET_MAX_CLASSES, d->width, d->batch);
+    }
+    return CLNET_OK;
+}
+
+static clnet_result clnet__model_build(clnet_model *m, bool load_next) {
+    clnet__encoder *cls, *seg;
+    clnet__parse_name(m->name, &cls, &seg);
+    m->image = clnet_input(m->graph, "image", m->desc.batch, 3, m->desc.size[0], m->desc.size[1]);
+    clnet__build_network(m, cls, seg);
+    clnet_build_desc d = {
+        .keep_all = m->desc.keep_all, .seed = m->desc.seed, .no_initial_weights = load_next};
+    if (m->desc.purpose == CLNET_TRAIN) {
+        clnet__build_losses(m);
+        m->adam = clnet_adam_create(m->graph, &m->recipe.adam);
+        d.loss = m->loss;
+    } else if (m->desc.purpose == CLNET_EXPLAIN && m->logits) {
+        for (int i = 0; i < 5; i++) {
+            clnet_tensor_require_grad(clnet_tensor_keep(m->stage[i]));
+        }
+        d.loss = m->logits;
+        d.no_weight_grad = true;
+    }
+    if (m->graph && clnet_graph_plan(m->graph, &d, &m->plan) == CLNET_OK && !m->desc.plan_only) {
+        clnet_graph_build(m->graph, &d);
+    }
+    return clnet_context_result(clnet_graph_context(m->graph));
+}
+
+static clnet_model *clnet__model_create(clnet_context *ctx, const clnet_model_desc *desc,
+                                        bool load_next) {
+    clnet_model *m = ctx && ctx->result == CLNET_OK ? clnet__alloc(ctx, sizeof *m) : NULL;
+    if (!m) {
+        return NULL;
+    }
+    m->graph = clnet_graph_create(ctx);
+    if (!m->graph || clnet__model_defaults(ctx, m, desc) != CLNET_OK ||
+        clnet__model_build(m, load_next) != CLNET_OK) {
+        clnet_graph_destroy(m->graph);
+        clnet__free(ctx, m);
+        return NULL;
+    }
+    return m;
+}
+
+clnet_model *clnet_model_create(clnet_context *ctx, const clnet_model_desc *desc) {
+    return clnet__model_create(ctx, desc, false);
+}
+
+void clnet_model_destroy(clnet_model *model) {
+    if (model) {
+        clnet_context *ctx = clnet_graph_context(model->graph);
+        clnet_graph_destroy(model->graph);
+        clnet__free(ctx, model);
+    }
+}
+
+// >>predict
+
+void clnet_scores(double *scores, const clnet_real *logits, int classes) {
+    double top = (double)logits[0], sum = 0;
+    for (int k = 1; k < classes; k++) {
+        top = (double)logits[k] > top ? (double)logits[k] : top;
+    }
+    for (int k = 0; k < classes; k++) {
+        sum += exp((double)logits[k] - top);
+    }
+    for (int k = 0; k < classes; k++) {
+        scores[k] = exp((double)logits[k] - top) / sum;
+    }
+}
+
+void clnet_mask_at_size(float *probability, unsigned char *mask, int h, int w, float *values, int H,
+                        int W) {
+    for (size_t i = 0; i < (size_t)H * (size_t)W; i++) {
+        values[i] = (float)clnet__sigmoid((double)values[i]);
+    }
+    clnet_resize_bilinear(probability, h, w, values, H, W);
+    for (size_t i = 0; mask && i < (size_t)h * (size_t)w; i++) {
+        mask[i] = probability[i] > 0.5f ? 255 : 0;
+    }
+}
+
+// The mask of one image, from the network's logits. scratch: H*W floats.
+static void clnet__predict_mask(clnet_context *ctx, const clnet_real *logits, int H, int W,
+                                float *scratch, int h, int w, clnet_prediction *p) {
+    float *probability = p->probability;
+    if (!probability) {
+        probability = clnet__alloc(ctx, (size_t)h * (size_t)w * sizeof *probability);
+    }
+    for (size_t i = 0; i < (size_t)H * (size_t)W; i++) {
+        scratch[i] = (float)logits[i];
+    }
+    if (probability) {
+        clnet_mask_at_size(probability, p->mask, h, w, scratch, H, W);
+    }
+    clnet__free(ctx, p->probability ? NULL : probability);
+}
+
+clnet_result clnet_predict(clnet_model *m, const unsigned char *rgb, int h, int w,
+                           clnet_prediction *p) {
+    if (!m) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    if (!rgb || h < 1 || w < 1 || h > 1 << 20 || w > 1 << 20) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "predict: %s of %d x %d",
+                           rgb ? "an image" : "no image", h, w);
+    }
+    const int H = m->desc.size[0], W = m->desc.size[1];
+    const size_t scratch_floats = clnet_resize_scratch(H, W, h, w, 3),
+                 pixels = (size_t)H * (size_t)W;
+    float *scratch = clnet__alloc(ctx, scratch_floats * sizeof *scratch);
+    float *input = clnet__alloc(ctx, 3 * pixels * sizeof *input);
+    clnet_real *values = clnet__alloc(ctx, 3 * pixels * sizeof *values);
+    if (ctx->result == CLNET_OK) {
+        clnet_image_to_input(input, H, W, rgb, h, w, scratch);
+        for (size_t i = 0; i < 3 * pixels; i++) {
+            values[i] = (clnet_real)input[i];
+        }
+        clnet_graph_set_training(m->graph, false);
+        clnet_graph_set_batch(m->graph, 1);
+        clnet_tensor_set(m->image, values, CLNET_ORDER_MEMORY);
+        clnet_graph_forward(m->graph);
+    }
+    if (m->logits && clnet_tensor_get(m->logits, values, CLNET_ORDER_TORCH) == CLNET_OK) {
+        clnet_scores(p->scores, values, m->desc.classes);
+    } else {
+        memset(p->scores, 0, sizeof p->scores);
+    }
+    if (m->mask_logits && (p->mask || p->probability) &&
+        clnet_tensor_get(m->mask_logits, values, CLNET_ORDER_TORCH) == CLNET_OK) {
+        clnet__predict_mask(ctx, values, H, W, input, h, w, p);
+    }
+    clnet__free(ctx, values);
+    clnet__free(ctx, input);
+    clnet__free(ctx, scratch);
+    return ctx->result;
+}
+
+// >>cam
+
+const char *clnet_cam_name(clnet_cam_variant variant) {
+    static const char *const names[] = {"paper", "gradcam", "gradcam++"};
+    return names[variant];
+}
+
+// The weight of one channel, see clnet_cam_variant.
+static double clnet__cam_weight(clnet_cam_variant variant, const clnet_real *A, const clnet_real *g,
+                                size_t pixels, size_t stride) {
+    double sum = 0, total = 0;
+    for (size_t i = 0; i < pixels; i++) {
+        total += (double)A[i * stride];
+        sum += (double)g[i * stride];
+    }
+    if (variant != CLNET_CAM_GRADCAM_PP) {
+        return sum / (double)pixels;
+    }
+    sum = 0;
+    for (size_t i = 0; i < pixels; i++) {
+        const double v = (double)g[i * stride], divisor = 2 * v * v + total * v * v * v;
+        sum += v > 0 && divisor != 0 ? v * v / divisor * v : 0;
+    }
+    return sum;
+}
+
+// The map of one image: A and g (pixels, C).
+static void clnet__cam_map(clnet_cam_variant variant, const clnet_real *A, const clnet_real *g,
+                           size_t pixels, size_t C, double *sum, clnet_real *cam) {
+    for (size_t i = 0; i < pixels; i++) {
+        sum[i] = 0;
+    }
+    for (size_t k = 0; k < C; k++) {
+        const double weight = clnet__cam_weight(variant, A + k, g + k, pixels, C);
+        for (size_t i = 0; i < pixels; i++) {
+            const double v = weight * (double)A[i * C + k];
+            sum[i] += variant == CLNET_CAM_PAPER && v < 0 ? 0 : v;
+        }
+    }
+    for (size_t i = 0; i < pixels; i++) {
+        cam[i] = (clnet_real)(sum[i] < 0 ? 0 : sum[i]);
+    }
+}
+
+// Seeds backward with 1 at each image's class; fills in the classes that are negative.
+static clnet_result clnet__cam_backward(clnet_model *m, int *classes) {
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    const int N = m->logits->shape[0], K = m->desc.classes;
+    clnet_real *values = clnet__alloc(ctx, (size_t)N * (size_t)K * sizeof *values);
+    if (values && clnet_tensor_get(m->logits, values, CLNET_ORDER_TORCH) == CLNET_OK) {
+        for (int n = 0; n < N; n++) {
+            clnet_real *z = values + (size_t)n * (size_t)K;
+            int top = 0;
+            for (int k = 1; k < K; k++) {
+                top = z[k] > z[top] ? k : top;
+            }
+            classes[n] = classes[n] < 0 ? top : clnet__min(classes[n], K - 1);
+            for (int k = 0; k < K; k++) {
+                z[k] = (clnet_real)(k == classes[n]);
+            }
+        }
+        clnet_tensor_set_grad(m->logits, values, CLNET_ORDER_TORCH);
+        clnet_graph_backward(m->graph);
+    }
+    clnet__free(ctx, values);
+    return ctx->result;
+}
+
+clnet_result clnet_cam(clnet_model *m, clnet_cam_variant variant, int stage, int *classes,
+                       clnet_real *cam) {
+    if (!m) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    if (m->desc.purpose != CLNET_EXPLAIN || !m->logits || stage < 1 || stage > 5) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                           "cam: needs a model with classification, made for "
+                           "CLNET_EXPLAIN, and a stage of 1 to 5 (found %d)",
+                           stage);
+    }
+    clnet_tensor *A = m->stage[stage - 1];
+    const size_t count = clnet_tensor_count(A), pixels = clnet__pixels(A), C = (size_t)A->shape[1];
+    clnet_real *values = clnet__alloc(ctx, count * sizeof *values),
+               *slopes = clnet__alloc(ctx, count * sizeof *slopes);
+    double *sum = clnet__alloc(ctx, pixels * sizeof *sum);
+    if (ctx->result == CLNET_OK && clnet__cam_backward(m, classes) == CLNET_OK &&
+        clnet_tensor_get(A, values, CLNET_ORDER_MEMORY) == CLNET_OK &&
+        clnet_tensor_get_grad(A, slopes, CLNET_ORDER_MEMORY) == CLNET_OK) {
+        for (size_t n = 0; n < (size_t)A->shape[0]; n++) {
+            clnet__cam_map(variant, values + n * pixels * C, slopes + n * pixels * C, pixels, C,
+                           sum, cam + n * pixels);
+        }
+    }
+    clnet__free(ctx, sum);
+    clnet__free(ctx, slopes);
+    clnet__free(ctx, values);
+    return ctx->result;
+}
+
+// >>checkpoints
+// Weights in files: what a model's file holds, reading and writing it.
+
+// One tensor of a model's file: a weight, one of its moments, or a BN's num_batches_tracked.
+typedef struct clnet__entry {
+    clnet_model *model;
+    clnet_tensor *weight;
+    int what; // -1: the weight; 0, 1: that moment; 2: num_batches_tracked
+    char name[288];
+} clnet__entry;
+
+enum { CLNET__ENTRY_WEIGHT = -1, CLNET__ENTRY_BATCHES = 2 };
+
+static clnet_dtype clnet__real_dtype(void) {
+    return sizeof(clnet_real) == 8 ? CLNET_F64 : CLNET_F32;
+}
+
+// Lists the tensors of a model's file. The caller frees the list.
+static clnet__entry *clnet__entries(clnet_model *m, bool optimiser, size_t *count) {
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    const int weights = clnet_graph_weights(m->graph);
+    clnet__entry *list = clnet__alloc(ctx, 3 * (size_t)weights * sizeof *list);
+    *count = 0;
+    for (int i = 0; list && i < weights; i++) {
+        clnet_tensor *t = clnet_graph_weight(m->graph, i);
+        clnet__entry *e = &list[(*count)++];
+        *e = (clnet__entry){m, t, CLNET__ENTRY_WEIGHT, ""};
+        snprintf(e->name, sizeof e->name, "%s", t->name);
+        const size_t stem = strlen(t->name) - strlen("running_var");
+        if (t->role == CLNET_ROLE_BUFFER && !strcmp(t->name + stem, "running_var")) {
+            e = &list[(*count)++];
+            *e = (clnet__entry){m, t, CLNET__ENTRY_BATCHES, ""};
+            snprintf(e->name, sizeof e->name, "%.*snum_batches_tracked", (int)stem, t->name);
+        }
+        for (int k = 0; optimiser && t->role == CLNET_ROLE_PARAMETER && k < 2; k++) {
+            e = &list[(*count)++];
+            *e = (clnet__entry){m, t, k, ""};
+            snprintf(e->name, sizeof e->name, "optimizer.%s.%s", k ? "exp_avg_sq" : "exp_avg",
+                     t->name);
+        }
+    }
+    return list;
+}
+
+static void clnet__write_u64(unsigned char *bytes, uint64_t value) {
+    for (int i = 0; i < 8; i++) {
+        bytes[i] = (unsigned char)(value >> 8 * i);
+    }
+}
+
+static clnet_result clnet__entry_fill(void *user, void *bytes) {
+    const clnet__entry *e = user;
+    clnet_context *ctx = clnet_graph_context(e->model->graph);
+    if (e->what == CLNET__ENTRY_BATCHES) {
+        clnet__write_u64(bytes, e->model->graph->batches);
+        return CLNET_OK;
+    }
+    const size_t count = clnet_tensor_count(e->weight);
+    clnet_real *values = clnet__alloc(ctx, count * sizeof *values);
+    if (values) {
+        if (e->what == CLNET__ENTRY_WEIGHT) {
+            clnet_tensor_get(e->weight, values, CLNET_ORDER_TORCH);
+        } else {
+            clnet_adam_get(e->model->adam, e->what, e->weight, values, CLNET_ORDER_TORCH);
+        }
+        clnet_encode(bytes, values, count, clnet__real_dtype());
+    }
+    clnet__free(ctx, values);
+    return ctx->result;
+}
+
+static clnet_file_item clnet__entry_item(clnet__entry *e) {
+    clnet_file_item item = {
+        .name = e->name, .dtype = CLNET_I64, .fill = clnet__entry_fill, .user = e};
+    if (e->what != CLNET__ENTRY_BATCHES) {
+        item.dtype = clnet__real_dtype();
+        item.rank = e->weight->rank;
+        for (int i = 0; i < item.rank; i++) {
+            item.shape[i] = (uint64_t)e->weight->shape[i];
+        }
+    }
+    return item;
+}
+
+// The network as metadata: name, classes, width, size and fusion, as clnet_model_describe reads them.
+typedef struct clnet__description {
+    char classes[16], width[32], size[32], steps[24], step[24], seed[24];
+} clnet__description;
+
+enum { CLNET__DESCRIPTION_PAIRS = 10 };
+static size_t clnet__describe(const clnet_model *m, bool optimiser, clnet__description *text,
+                              clnet_file_pair *pairs) {
+    snprintf(text->classes, sizeof text->classes, "%d", m->desc.classes);
+    snprintf(text->width, sizeof text->width, "%.17g", m->desc.width);
+    snprintf(text->size, sizeof text->size, "%d,%d", m->desc.size[0], m->desc.size[1]);
+    size_t n = 0;
+    pairs[n++] = (clnet_file_pair){"format", "pt"};
+    pairs[n++] = (clnet_file_pair){"clnet.model", m->name};
+    pairs[n++] = (clnet_file_pair){"clnet.classes", text->classes};
+    pairs[n++] = (clnet_file_pair){"clnet.width", text->width};
+    pairs[n++] = (clnet_file_pair){"clnet.size", text->size};
+    pairs[n++] = (clnet_file_pair){"clnet.fusion",
+                                   m->desc.fusion == CLNET_FUSION_PER_TASK ? "per-task" : "shared"};
+    if (optimiser) {
+        snprintf(text->steps, sizeof text->steps, "%llu",
+                 (unsigned long long)clnet_adam_steps(m->adam));
+        snprintf(text->step, sizeof text->step, "%llu", (unsigned long long)m->graph->step);
+        snprintf(text->seed, sizeof text->seed, "%llu", (unsigned long long)m->graph->seed);
+        pairs[n++] = (clnet_file_pair){"clnet.adam_steps", text->steps};
+        pairs[n++] = (clnet_file_pair){"clnet.step", text->step};
+        pairs[n++] = (clnet_file_pair){"clnet.seed", text->seed};
+    }
+    return n;
+}
+
+static clnet_result clnet__model_write(clnet_model *m, const char *path, bool optimiser,
+                                       const clnet_file_pair *more, size_t more_count) {
+    if (!m) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    if (clnet__ready(m->graph) != CLNET_OK || (optimiser && !m->adam)) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "%s: the model has no optimiser to save",
+                           path);
+    }
+    if (!clnet__finite(m->graph, &m->graph->parameters, m->graph->plan.parameters) ||
+        !clnet__finite(m->graph, &m->graph->buffers, m->graph->plan.buffers)) {
+        return clnet__fail(ctx, CLNET_ERROR_NONFINITE, "%s: not written: a weight is not finite",
+                           path);
+    }
+    size_t count;
+    clnet__entry *entries = clnet__entries(m, optimiser, &count);
+    clnet_file_item *items = clnet__alloc(ctx, count * sizeof *items);
+    clnet_file_pair *pairs =
+        clnet__alloc(ctx, (CLNET__DESCRIPTION_PAIRS + more_count) * sizeof *pairs);
+    if (entries && items && pairs) {
+        clnet__description text;
+        const size_t own = clnet__describe(m, optimiser, &text, pairs);
+        memcpy(pairs + own, more, more_count * sizeof *more);
+        for (size_t i = 0; i < count; i++) {
+            items[i] = clnet__entry_item(&entries[i]);
+        }
+        clnet_safetensors_write(ctx, path, items, count, pairs, own + more_count);
+    }
+    clnet__free(ctx, pairs);
+    clnet__free(ctx, items);
+    clnet__free(ctx, entries);
+    return ctx->result;
+}
+
+clnet_result clnet_model_save(clnet_model *m, const char *path) {
+    return clnet__model_write(m, path, false, NULL, 0);
+}
+
+clnet_result clnet_checkpoint_save(clnet_model *m, const char *path, const clnet_file_pair *more,
+                                   size_t count) {
+    return clnet__model_write(m, path, true, more, count);
+}
+
+// "(64,3,7,7)" of a tensor in a file, or of one in the model.
+static clnet__label clnet__shape_text(int rank, const uint64_t *in_file, const int *in_model) {
+    clnet__label t = {"("};
+    for (int i = 0; i < rank; i++) {
+        const size_t used = strlen(t.text);
+        snprintf(t.text + used, sizeof t.text - used, "%s%llu", i ? "," : "",
+                 in_file ? (unsigned long long)in_file[i] : (unsigned long long)in_model[i]);
+    }
+    const size_t used = strlen(t.text);
+    snprintf(t.text + used, sizeof t.text - used, ")");
+    return t;
+}
+
+// What does not fit between a file and a model, as a growing sentence.
+typedef struct clnet__mismatch {
+    size_t missing, unexpected, misshaped;
+    char names[3500];
+} clnet__mismatch;
+
+static void clnet__mismatch_add(clnet__mismatch *m, size_t *counter, const char *what,
+                                const char *name, const char *detail) {
+    const size_t used = strlen(m->names);
+    (*counter)++;
+    if (used + strlen(what) + strlen(name) + strlen(detail) + 8 < sizeof m->names) {
+        snprintf(m->names + used, sizeof m->names - used, "; %s %s%s", what, name, detail);
+    }
+}
+
+// Does an entry of the model stand in the file, with its shape and a type that can be read?
+static bool clnet__entry_check(const clnet__entry *e, const clnet_tensor_file *f,
+                               clnet__mismatch *bad) {
+    clnet_file_tensor t;
+    if (!clnet_tensor_file_find(f, e->name, &t)) {
+        if (e->what != CLNET__ENTRY_BATCHES) { // PyTorch before 0.4.1 did not write it
+            clnet__mismatch_add(bad, &bad->missing, "missing", e->name, "");
+        }
+        return false;
+    }
+    bool same;
+    char detail[320];
+    if (e->what == CLNET__ENTRY_BATCHES) {
+        same = t.dtype == CLNET_I64 && t.rank == 0;
+        snprintf(detail, sizeof detail, ": %s %.127s in the file, I64 () in the network",
+                 clnet_dtype_name(t.dtype), clnet__shape_text(t.rank, t.shape, NULL).text);
+    } else {
+        same = t.rank == e->weight->rank;
+        for (int i = 0; same && i < t.rank; i++) {
+            same = t.shape[i] == (uint64_t)e->weight->shape[i];
+        }
+        snprintf(detail, sizeof detail, ": %.127s in the file, %.127s in the network",
+                 clnet__shape_text(t.rank, t.shape, NULL).text,
+                 clnet__shape_text(e->weight->rank, NULL, e->weight->shape).text);
+    }
+    if (!same) {
+        clnet__mismatch_add(bad, &bad->misshaped, "mis-shaped", e->name, detail);
+    }
+    return same;
+}
+
+static int clnet__compare_names(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+// Compares all names of the model with all of the file before anything is read.
+static clnet_result clnet__check_names(clnet_model *m, clnet_tensor_file *f, const char *path,
+                                       const clnet__entry *entries, size_t count) {
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    const size_t in_file = clnet_tensor_file_count(f);
+    clnet__mismatch *bad = clnet__alloc(ctx, sizeof *bad);
+    const char **known = clnet__alloc(ctx, (count + 1) * sizeof *known);
+    for (size_t i = 0; bad && known && i < count; i++) {
+        clnet__entry_check(&entries[i], f, bad);
+        known[i] = entries[i].name;
+    }
+    if (bad && known) {
+        qsort(known, count, sizeof *known, clnet__compare_names);
+    }
+    for (size_t i = 0; bad && known && i < in_file; i++) {
+        clnet_file_tensor t;
+        clnet_tensor_file_at(f, i, &t);
+        if (strncmp(t.name, "optimizer.", 10) &&
+            !bsearch(&t.name, known, count, sizeof *known, clnet__compare_names)) {
+            clnet__mismatch_add(bad, &bad->unexpected, "unexpected", t.name,
+                                clnet__shape_text(t.rank, t.shape, NULL).text);
+        }
+    }
+    if (bad && bad->missing + bad->unexpected + bad->misshaped) {
+        clnet__fail(ctx, CLNET_ERROR_MISMATCH,
+                    "%s: not the weights of %s: %zu missing, %zu unexpected, %zu "
+                    "mis-shaped%s",
+                    path, m->name, bad->missing, bad->unexpected, bad->misshaped, bad->names);
+    }
+    clnet__free(ctx, known);
+    clnet__free(ctx, bad);
+    return ctx->result;
+}
+
+// Reads one entry of the file into `values`, which has room for it.
+static clnet_result clnet__entry_read(const clnet__entry *e, clnet_tensor_file *f, const char *path,
+                                      clnet_real *values) {
+    clnet_context *ctx = clnet_graph_context(e->model->graph);
+    clnet_file_tensor t;
+    if (!clnet_tensor_file_find(f, e->name, &t)) {
+        return ctx->result;
+    }
+    if (e->what == CLNET__ENTRY_BATCHES) {
+        unsigned char bytes[8] = {0};
+        clnet_tensor_file_read(f, &t, bytes);
+        e->model->graph->batches = 0;
+        for (int i = 7; i >= 0; i--) {
+            e->model->graph->batches = e->model->graph->batches << 8 | bytes[i];
+        }
+        return ctx->result;
+    }
+    if (clnet_tensor_file_read_real(f, &t, values) != CLNET_OK) {
+        return ctx->result;
+    }
+    for (size_t i = 0; i < clnet_tensor_count(e->weight); i++) {
+        if (!isfinite(values[i])) {
+            return clnet__fail(ctx, CLNET_ERROR_NONFINITE, "%s: %s[%zu] is not finite", path,
+                               e->name, i);
+        }
+    }
+    return e->what == CLNET__ENTRY_WEIGHT
+               ? clnet_tensor_set(e->weight, values, CLNET_ORDER_TORCH)
+               : clnet_adam_set(e->model->adam, e->what, e->weight, values, CLNET_ORDER_TORCH);
+}
+
+// A number of decimal digits in a file's metadata.
+static bool clnet__metadata_u64(const clnet_tensor_file *f, const char *key, uint64_t *value) {
+    const char *text = clnet_tensor_file_metadata(f, key);
+    if (!text || !*text || strlen(text) > 19 || strspn(text, "0123456789") != strlen(text)) {
+        return false;
+    }
+    *value = strtoull(text, NULL, 10);
+    return true;
+}
+
+static clnet_result clnet__model_read(clnet_model *m, const char *path, bool optimiser) {
+    if (!m) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    if (clnet__ready(m->graph) != CLNET_OK || (optimiser && !m->adam)) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "%s: the model has no optimiser to load",
+                           path);
+    }
+    clnet_tensor_file *f = clnet_tensor_file_open(ctx, path);
+    uint64_t steps = 0, step = 0, seed = 0;
+    if (f && optimiser &&
+        !(clnet__metadata_u64(f, "clnet.adam_steps", &steps) &&
+          clnet__metadata_u64(f, "clnet.step", &step) &&
+          clnet__metadata_u64(f, "clnet.seed", &seed))) {
+        clnet__fail(ctx, CLNET_ERROR_METADATA,
+                    "%s: not a checkpoint: clnet.adam_steps, clnet.step or clnet.seed is "
+                    "missing or no number",
+                    path);
+    }
+    size_t count = 0, largest = 1;
+    clnet__entry *entries = f ? clnet__entries(m, optimiser, &count) : NULL;
+    for (size_t i = 0; entries && i < count; i++) {
+        const size_t values = clnet_tensor_count(entries[i].weight);
+        largest = values > largest ? values : largest;
+    }
+    if (entries && ctx->result == CLNET_OK &&
+        clnet__check_names(m, f, path, entries, count) == CLNET_OK) {
+        clnet_real *values = clnet__alloc(ctx, largest * sizeof *values);
+        for (size_t i = 0; values && i < count && ctx->result == CLNET_OK; i++) {
+            clnet__entry_read(&entries[i], f, path, values);
+        }
+        clnet__free(ctx, values);
+    }
+    if (ctx->result == CLNET_OK && optimiser) {
+        m->adam->steps = steps;
+        m->graph->step = step;
+        m->graph->seed = seed;
+    }
+    clnet__free(ctx, entries);
+    clnet_tensor_file_close(f);
+    return ctx->result;
+}
+
+clnet_result clnet_model_load(clnet_model *m, const char *path) {
+    return clnet__model_read(m, path, false);
+}
+clnet_result clnet_checkpoint_load(clnet_model *m, const char *path) {
+    return clnet__model_read(m, path, true);
+}
+
+// "224,224", two numbers of up to five digits.
+static bool clnet__parse_size(const char *text, int size[2]) {
+    for (int i = 0; i < 2; i++) {
+        const size_t digits = text ? strspn(text, "0123456789") : 0;
+        if (digits < 1 || digits > 5 || text[digits] != (i ? 0 : ',')) {
+            return false;
+        }
+        size[i] = (int)strtol(text, NULL, 10);
+        text += digits + 1;
+    }
+    return true;
+}
+
+clnet_result clnet_model_describe(clnet_context *ctx, const char *path, clnet_model_desc *desc,
+                                  char name[32]) {
+    clnet_tensor_file *f = clnet_tensor_file_open(ctx, path);
+    if (!f) {
+        return clnet_context_result(ctx);
+    }
+    memset(desc, 0, sizeof *desc);
+    const char *model = clnet_tensor_file_metadata(f, "clnet.model");
+    const char *width = clnet_tensor_file_metadata(f, "clnet.width");
+    const char *fusion = clnet_tensor_file_metadata(f, "clnet.fusion");
+    uint64_t classes = 0;
+    char *end = NULL;
+    desc->width = width ? strtod(width, &end) : 0;
+    if (!model || strlen(model) > 31 || !fusion || !end || end == width || *end ||
+        !clnet__metadata_u64(f, "clnet.classes", &classes) || classes > CLNET_MAX_CLASSES ||
+        !clnet__parse_size(clnet_tensor_file_metadata(f, "clnet.size"), desc->size)) {
+        clnet__fail(ctx, CLNET_ERROR_METADATA,
+                    "%s: does not say which network it belongs to (metadata clnet.model, "
+                    "clnet.classes, clnet.width, clnet.size, clnet.fusion)",
+                    path);
+    } else {
+        snprintf(name, 32, "%s", model);
+        desc->name = name;
+        desc->classes = (int)classes;
+        desc->fusion = strcmp(fusion, "per-task") ? CLNET_FUSION_SHARED : CLNET_FUSION_PER_TASK;
+    }
+    clnet_tensor_file_close(f);
+    return clnet_context_result(ctx);
+}
+
+clnet_model *clnet_model_open(clnet_context *ctx, const char *path) {
+    clnet_model_desc desc;
+    char name[32];
+    if (!ctx || clnet_model_describe(ctx, path, &desc, name) != CLNET_OK) {
+        return NULL;
+    }
+    clnet_model *m = clnet__model_create(ctx, &desc, true);
+    if (m && clnet_model_load(m, path) != CLNET_OK) {
+        clnet_model_destroy(m);
+        return NULL;
+    }
+    return m;
+}
+
+#endif // CLNET_IMPLEMENTATION
+
+// license
+//
+// MIT License
+//
+// Copyright (c) 2026 The clnet authors
+//
+// Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+// associated documentation files (the "Software"), to deal in the Software without restriction,
+// including without limitation the rights to use, copy, modify, merge, publish, distribute,
+// sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+// furnished to do so, subject to the following conditions:
+//
+// The above copyright notice and this permission notice shall be included in all copies or
+// substantial portions of the Software.
+//
+// THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+// NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+// NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+// DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
+// OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.

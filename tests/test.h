@@ -1,0 +1,37 @@
+// The whole of the test framework: counts checks, prints the ones that fail, and a closing line.
+#ifndef CLNET_TEST_H
+#define CLNET_TEST_H
+
+#include <stdio.h>
+
+static int test_passed, test_failed, test_skipped;
+
+// CHECK(condition, "format", ...): the text says what was found when the condition is false.
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (condition) {                                                                           \
+            test_passed++;                                                                         \
+        } else {                                                                                   \
+            test_failed++;                                                                         \
+            printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #condition);                            \
+            printf(__VA_ARGS__);                                                                   \
+            printf("\n");                                                                          \
+        }                                                                                          \
+    } while (0)
+
+// A case that this machine cannot run: counted and said, never silent.
+#define SKIP(...)                                                                                  \
+    do {                                                                                           \
+        test_skipped++;                                                                            \
+        printf("SKIP ");                                                                           \
+        printf(__VA_ARGS__);                                                                       \
+        printf("\n");                                                                              \
+    } while (0)
+
+// The last line of every test program; its value is the exit status.
+static int test_close(void) {
+    printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);
+    return test_failed != 0;
+}
+
+#endif
