@@ -1,30 +1,35 @@
-# make            builds build/clnet and build/clnet-verify (Debian packages are installed if missing)
+# make            builds build/clnet and build/clnet-verify
 # make demo       draws a synthetic data set, trains, evaluates, explains; leaves build/demo/report.html
 # make test       all tests; the last line is "N passed, N failed, N skipped"
-# make examples   builds examples/01_..., 02_...
-# make deps       installs what is missing, and does nothing where all is there
+# make examples   builds examples/01_..., 02_..., ...
+# make deps       installs the Debian packages that are missing; each of the above does it first
 # make clean      removes build/
-# Variables: CC=clang, SAN=1 (address and undefined-behaviour sanitizers), OPENMP= (none)
+#
+# CC=clang: another compiler. SAN=1: address and undefined-behaviour sanitizers. Changing either
+# rebuilds everything.
 
 CC = gcc
 CXX = g++
 B = build
-OPENMP = -fopenmp
-WARNINGS = -Wall -Wextra -Wshadow -Wconversion
-OPTIMISE = $(if $(SAN),-O1 -g -fsanitize=address$(,)undefined -fno-sanitize-recover=all,-O3)
-, := ,
-CFLAGS = -std=c99 $(OPTIMISE) $(OPENMP) $(WARNINGS) -I. -Iexamples/clnet -Itests -MMD
-LIBS = -lm
 
-PROGRAM = $(patsubst examples/clnet/%.c,%,$(wildcard examples/clnet/*.c))
-ROOMS = $(filter-out main,$(PROGRAM)) # everything but main, for the tests of single rooms
+WARNINGS = -Wall -Wextra -Wshadow -Wconversion
+OPTIMISE = $(if $(SAN),$(SANITIZERS),-O3)
+SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+# Threads, where the compiler has OpenMP (clang: Debian's libomp-dev).
+OPENMP := $(shell echo 'extern int omp_get_max_threads(void); int main(void) { return omp_get_max_threads() < 1; }' | \
+            $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+CFLAGS = -std=c99 $(OPTIMISE) $(OPENMP) $(WARNINGS) -I. -Iexamples/clnet -Itests -MMD
+LIBS = -lm -lpthread
+
+PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
-TESTS = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
+UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_files $(B)/test_metrics \
+        $(B)/test_image $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation $(B)/test_header
 
 all: deps $(B)/clnet $(B)/clnet-verify
 
-# Debian packages: what each is for, and how its absence is noticed.
-#   libstb-dev   stb_image and stb_image_write: JPEG and PNG files (examples/clnet only)
+# Debian packages and what each is for:
+#   libstb-dev   stb_image and stb_image_write: JPEG and PNG files (examples/ and their tests only)
 deps:
 	@if [ ! -e /usr/include/stb/stb_image.h ]; then \
 	    sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
@@ -32,7 +37,7 @@ deps:
 	    echo "$$line"; $$sudo apt-get update -q && $$line; \
 	fi
 
-# All objects depend on the compiler and its flags, so that changing them rebuilds everything.
+# Everything depends on the compiler and its flags.
 $(B)/flags: force
 	@mkdir -p $(B)/rooms
 	@echo '$(CC) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS)' > $@
@@ -43,20 +48,53 @@ $(B)/clnet_implementation.o: clnet.h $(B)/flags
 $(B)/rooms/%.o: examples/clnet/%.c $(B)/flags | deps
 	$(CC) $(CFLAGS) -c $< -o $@
 
-$(B)/clnet: $(PROGRAM:%=$(B)/rooms/%.o) $(B)/clnet_implementation.o
+# stb_image's arithmetic may overflow on hostile files; wrapping makes that harmless.
+$(B)/rooms/image.o: CFLAGS += -fwrapv
+
+$(B)/clnet: $(PROGRAM) $(B)/clnet_implementation.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
-# Examples and tests each have their own copy of the library, as a user's program would.
+# Tests take what they need of the rooms and of the library; some bring a library of their own.
+$(B)/rooms.a: $(filter-out $(B)/rooms/main.o,$(PROGRAM)) $(B)/clnet_implementation.o
+	rm -f $@ && $(AR) rcs $@ $^
+
+# The verifier has the library twice: in float and, for the gradient checks, in double.
+$(B)/clnet-verify: tests/verify.c tests/verify_gradient.c $(wildcard tests/verify*.h) clnet.h $(B)/flags
+	$(CC) $(CFLAGS) tests/verify.c tests/verify_gradient.c -o $@ $(LIBS)
+
+$(B)/test_networks_double: tests/test_networks.c clnet.h $(B)/flags
+	$(CC) $(CFLAGS) -DCLNET_REAL=double $< -o $@ $(LIBS)
+
+$(B)/test_header: $(wildcard tests/test_header_*) clnet.h $(B)/flags
+	$(CXX) -std=c++11 -Wall -Wextra -Wshadow -I. -Itests -c tests/test_header_cxx.cpp -o $@.cxx.o
+	$(CC) $(CFLAGS) $(wildcard tests/test_header_*.c) $@.cxx.o -o $@ $(LIBS)
+
+$(B)/test_%: tests/test_%.c tests/test.h $(B)/rooms.a
+	$(CC) $(CFLAGS) $< $(B)/rooms.a -o $@ $(LIBS)
+
 $(B)/0%: examples/0%.c clnet.h $(B)/flags | deps
 	$(CC) $(CFLAGS) $< -o $@ $(LIBS)
 
 examples: $(EXAMPLES)
 
+test: all examples $(UNITS)
+	@tests/run.sh "$(B)/clnet-verify" $(UNITS) "tests/cli_commands.sh $(B)/clnet" \
+	    "tests/cli_train.sh $(B)/clnet" "tests/examples.sh $(B)"
+
+demo: all
+	@rm -rf $(B)/demo
+	$(B)/clnet synth --out $(B)/demo/data --train 300 --validation 90 --size 128
+	$(B)/clnet train $(B)/demo/data --out $(B)/demo --width 1/8 --size 80 --epochs 12 --lr 1e-3
+	$(B)/clnet evaluate $(B)/demo/data --weights $(B)/demo/best.safetensors --out $(B)/demo
+	$(B)/clnet explain $(B)/demo/data/ISIC-2017_Validation_Data/ISIC_000030[0-5].jpg \
+	    --weights $(B)/demo/best.safetensors --out $(B)/demo/explain --panel $(B)/demo/cam.png
+	@echo "the report: $(B)/demo/report.html"
+
 clean:
 	rm -rf $(B)
 
 force:
-.PHONY: all deps examples clean force
+.PHONY: all deps examples test demo clean force
 .SECONDARY:
 
 -include $(wildcard $(B)/*.d $(B)/rooms/*.d)

@@ -292,8 +292,8 @@ CLNET_API uint64_t clnet_graph_step(const clnet_graph *g);
 // Runs the nodes in order. After it, kept activations and losses can be read.
 CLNET_API clnet_result clnet_graph_forward(clnet_graph *g);
 
-// Runs the nodes backwards from the loss, after a forward. Gradients of parameters add up until
-// clnet_graph_zero_grad; those of activations start from zero each time.
+// Runs the nodes backwards from the loss, once after each forward. Gradients of parameters add up
+// until clnet_graph_zero_grad; those of activations start from zero each time.
 CLNET_API clnet_result clnet_graph_backward(clnet_graph *g);
 CLNET_API clnet_result clnet_graph_zero_grad(clnet_graph *g);
 
@@ -4303,6 +4303,7 @@ struct clnet_graph {
     int node_count, tensor_count, weight_count, activation_count;
     int batch, largest_batch; // 0 before the first input
     bool failed, planned, built, training;
+    bool fresh; // a forward has run since the last backward, which overwrites activations
     uint64_t seed, step, batches; // batches: forwards in training, BN's num_batches_tracked
     double loss_scale;
     clnet_tensor *loss;
@@ -4983,6 +4984,7 @@ clnet_result clnet_graph_forward(clnet_graph *g) {
         return g ? g->ctx->result : CLNET_ERROR_ARGUMENT;
     }
     g->batches += g->training;
+    g->fresh = true;
     for (int i = 0; i < g->node_count && g->ctx->result == CLNET_OK; i++) {
         g->ctx->backend.forward(g, g->nodes[i]);
     }
@@ -5007,6 +5009,10 @@ clnet_result clnet_graph_backward(clnet_graph *g) {
                                "backward: the graph was built without a loss")
                  : CLNET_ERROR_ARGUMENT;
     }
+    if (!g->fresh) {
+        return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT, "backward: needs a forward before it");
+    }
+    g->fresh = false;
     if (clnet_tensor_count(g->loss) == 1 && !g->loss->batched) {
         const clnet_real one = (clnet_real)g->loss_scale;
         g->ctx->backend.upload(g->ctx, g->loss->grad_memory, g->loss->grad_offset, &one,
@@ -5382,12 +5388,12 @@ void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const clnet_rea
     const clnet_real root2 = (clnet_real)(1 / sqrt(correction2));
     const clnet_real eps = (clnet_real)clnet__or_double(d->eps, 1e-8);
     const clnet_real decay = (clnet_real)(d->decoupled ? 0 : d->weight_decay);
-    const clnet_real shrink = (clnet_real)(d->decoupled ? 1 - lr * d->weight_decay : 1);
+    const clnet_real shrink = (clnet_real)(d->decoupled ? lr * d->weight_decay : 0);
     for (size_t i = 0; i < n; i++) {
         const clnet_real slope = g[i] + decay * p[i];
         m[i] += (slope - m[i]) * rate1;
         v[i] = keep2 * v[i] + rate2 * slope * slope;
-        p[i] = p[i] * shrink - step * m[i] / (CLNET__SQRT(v[i]) * root2 + eps);
+        p[i] -= shrink * p[i] + step * m[i] / (CLNET__SQRT(v[i]) * root2 + eps);
     }
 }
 
@@ -7931,6 +7937,9 @@ static void clnet__cam_map(clnet_cam_variant variant, const clnet_real *A, const
 // Seeds backward with 1 at each image's class; fills in the classes that are negative.
 static clnet_result clnet__cam_backward(clnet_model *m, int *classes) {
     clnet_context *ctx = clnet_graph_context(m->graph);
+    if (!m->graph->fresh && clnet_graph_forward(m->graph) != CLNET_OK) { // another map was made before
+        return ctx->result;
+    }
     const int N = m->logits->shape[0], K = m->desc.classes;
     clnet_real *values = clnet__alloc(ctx, (size_t)N * (size_t)K * sizeof *values);
     if (values && clnet_tensor_get(m->logits, values, CLNET_ORDER_TORCH) == CLNET_OK) {

@@ -377,7 +377,7 @@ static bool verify_dyadic(const verify_case *c) {
 }
 
 // Are the results on integers the same for every order of summation?
-static bool verify_exact(const verify_case *c) {
+static inline bool verify_exact(const verify_case *c) {
     switch (c->op) {
     case CLNET_OP_BATCH_NORM: return c->evaluation;
     case CLNET_OP_AVG_POOL2D:

@@ -296,7 +296,7 @@ static void close_network(network *n) {
 }
 
 void verify_directions(void) {
-    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.threads = 1});
     uint64_t state = SEED;
     network n = {.model = NULL};
     int dropped = 0;
@@ -314,7 +314,8 @@ void verify_directions(void) {
         snprintf(where, sizeof where, "direction %d: slope %.10g, gradients say %.10g", i, found, expected);
         verify_report("resnet50+unet", "64 directions", "double", error, DIRECTION_RELATIVE, where);
     }
-    verify_report("resnet50+unet", "48 directions or more", "double", open ? FEWEST - (DIRECTIONS - dropped) : INFINITY, 0,
+    verify_report("resnet50+unet", "48 directions or more", "double",
+                  open ? (double)(FEWEST - (DIRECTIONS - dropped)) : INFINITY, 0,
                   open ? "directions along which no ReLU and no maximum changed" : clnet_error(ctx));
     verify_note("directions: %d of %d dropped because a ReLU or a maximum changed", dropped, DIRECTIONS);
     close_network(&n);

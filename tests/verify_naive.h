@@ -517,7 +517,7 @@ static void naive_dice(const verify_problem *p, naive_result *r, double smooth, 
             const double z = p->leaf[0][i], slope = naive_sigmoid(z) * naive_sigmoid(-z);
             const double outer = share * p->dy[0] * slope / (all + smooth);
             r->grad[0].value[i] += outer * (dice - 2 * p->target[i]);
-            r->grad[0].size[i] += NAIVE_U * fabs(outer) * (dice + 2 * p->target[i]) + NAIVE_TINY;
+            r->grad[0].size[i] += NAIVE_U * fabs(outer) * (dice + 2 * p->target[i]) + 1e-12 / 16;
         }
     }
 }

@@ -52,6 +52,14 @@ bool gallery_set(gallery *g, int row, int column, const unsigned char *rgb, int 
     return ok;
 }
 
+// A thin line around a cell, so that a mask that is all lesion is told from the white page.
+static void frame(picture *cell) {
+    picture_rectangle(cell, 0, 0, 1, cell->width, COLOR_GREY, 1);
+    picture_rectangle(cell, cell->height - 1, 0, 1, cell->width, COLOR_GREY, 1);
+    picture_rectangle(cell, 0, 0, cell->height, 1, COLOR_GREY, 1);
+    picture_rectangle(cell, 0, cell->width - 1, cell->height, 1, COLOR_GREY, 1);
+}
+
 bool gallery_set_mask(gallery *g, int row, int column, const unsigned char *mask, int height,
                       int width, problem *p) {
     const size_t pixels = (size_t)height * (size_t)width;
@@ -63,40 +71,60 @@ bool gallery_set_mask(gallery *g, int row, int column, const unsigned char *mask
         memset(rgb + 3 * i, mask[i] > 128 ? 255 : 0, 3);
     }
     const bool ok = gallery_set(g, row, column, rgb, height, width, p);
+    if (ok) {
+        frame(&g->cells[(size_t)row * (size_t)g->columns + (size_t)column]);
+    }
     free(rgb);
     return ok;
 }
 
-// The labelled rows behind each other, as a panel wants them.
-static bool write_rows(const gallery *g, picture *cells, const char **labels, const char *path,
-                       problem *p) {
-    const size_t columns = (size_t)g->columns;
-    int rows = 0;
+static bool column_used(const gallery *g, int column) {
+    bool used = false;
     for (int row = 0; row < g->rows; row++) {
-        if (g->row_labels[row]) {
-            memcpy(cells + (size_t)rows * columns, g->cells + (size_t)row * columns,
-                   columns * sizeof *cells);
-            labels[rows++] = g->row_labels[row];
+        used = used || g->cells[(size_t)row * (size_t)g->columns + (size_t)column].bytes;
+    }
+    return used;
+}
+
+// The rows and columns in use, closed up as a panel wants them. The cells stay the gallery's.
+static picture_panel_desc close_up(const gallery *g, picture *cells, const char **row_labels,
+                                   const char **column_labels) {
+    picture_panel_desc desc = {.cells = cells, .row_labels = row_labels, .column_labels = column_labels,
+                               .cell = CELL};
+    size_t used = 0;
+    for (int column = 0; column < g->columns; column++) {
+        if (column_used(g, column)) {
+            column_labels[desc.columns++] = g->column_labels[column];
         }
     }
-    if (rows == 0) {
-        return true;
+    for (int row = 0; row < g->rows; row++) {
+        if (!g->row_labels[row]) {
+            continue;
+        }
+        row_labels[desc.rows++] = g->row_labels[row];
+        for (int column = 0; column < g->columns; column++) {
+            if (column_used(g, column)) {
+                cells[used++] = g->cells[(size_t)row * (size_t)g->columns + (size_t)column];
+            }
+        }
     }
-    const picture_panel_desc desc = {.rows = rows, .columns = g->columns, .cells = cells,
-                                     .row_labels = labels, .cell = CELL,
-                                     .column_labels = (const char *const *)g->column_labels};
-    picture panel = {0};
-    const bool ok = picture_panel(&panel, &desc, p) && picture_write(&panel, path, p);
-    picture_free(&panel);
-    return ok;
+    return desc;
 }
 
 bool gallery_write(const gallery *g, const char *path_png, problem *p) {
     picture *cells = malloc((size_t)g->rows * (size_t)g->columns * sizeof *cells);
-    const char **labels = malloc((size_t)g->rows * sizeof *labels);
-    const bool ok = (cells && labels) ? write_rows(g, cells, labels, path_png, p)
-                                      : problem_run(p, "%s: no memory to draw it", path_png);
-    free(labels);
+    const char **rows = malloc((size_t)g->rows * sizeof *rows);
+    const char **columns = malloc((size_t)g->columns * sizeof *columns);
+    bool ok = (cells && rows && columns) || problem_run(p, "%s: no memory to draw it", path_png);
+    if (ok) {
+        const picture_panel_desc desc = close_up(g, cells, rows, columns);
+        picture panel = {0};
+        ok = desc.rows == 0 || desc.columns == 0 ||
+             (picture_panel(&panel, &desc, p) && picture_write(&panel, path_png, p));
+        picture_free(&panel);
+    }
+    free(columns);
+    free(rows);
     free(cells);
     return ok;
 }

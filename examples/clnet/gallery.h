@@ -25,7 +25,7 @@ bool gallery_set(gallery *g, int row, int column, const unsigned char *rgb, int 
 bool gallery_set_mask(gallery *g, int row, int column, const unsigned char *mask, int height,
                       int width, problem *p);
 
-// Writes the rows that have a label; without any, nothing.
+// Writes the rows that have a label and the columns that have a picture; without any, nothing.
 bool gallery_write(const gallery *g, const char *path_png, problem *p);
 
 void gallery_free(gallery *g);

@@ -283,10 +283,10 @@ static bool write_output(run *r, problem *p) {
                                         {"version", CLNET_VERSION}};
     if (clnet_safetensors_write(r->ctx, r->output, r->items, r->count, metadata,
                                 sizeof metadata / sizeof *metadata) != CLNET_OK) {
-        return problem_context(p, r->ctx);
+        return problem_run(p, "%s", clnet_error(r->ctx));
     }
     return !r->save_weights || clnet_model_save(r->model, r->save_weights) == CLNET_OK ||
-           problem_context(p, r->ctx);
+           problem_run(p, "%s", clnet_error(r->ctx));
 }
 
 // The network for the input's batch and size, with its weights.

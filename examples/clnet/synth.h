@@ -36,7 +36,7 @@ bool synth_draw(unsigned char *rgb, unsigned char *mask, int height, int width, 
 // Writes the set below out_dir, which is made if need be; refused where one of its folders is there
 // already. Images are JPEG of quality 92, masks PNG. Each three images that follow one another have
 // the three classes in a random order. An image depends on seed, split and its index alone, on no
-// other count and not on the threads. progress may be NULL.
+// other count and not on the threads. progress may be NULL. What a stopped work has written stays.
 bool synth_write(const char *out_dir, const synth_desc *desc, synth_progress *progress, void *user,
                  problem *p);
 

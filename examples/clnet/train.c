@@ -68,7 +68,8 @@ static bool save(trainer *t, problem *p) {
     pairs[n++] = (clnet_file_pair){"train.list", state[3]};
     pairs[n++] = (clnet_file_pair){"train.data", r->data};
     return disk_join(path, t->out, "last.safetensors", p) &&
-           (clnet_checkpoint_save(t->model, path, pairs, n) == CLNET_OK || problem_context(p, r->ctx));
+           (clnet_checkpoint_save(t->model, path, pairs, n) == CLNET_OK ||
+            problem_run(p, "%s", clnet_error(r->ctx)));
 }
 
 // Settings from the checkpoint; those given beside it have to agree.
@@ -160,18 +161,15 @@ static bool open_cache(const train *r, const dataset *data, cache *images, probl
     return cache_open(images, data, &desc, p);
 }
 
-static bool open_data(train *r, problem *p) {
-    if (!dataset_open(r->data, "training", &r->training, p)) {
-        return false;
-    }
+static bool open_lists(train *r, problem *p) {
     r->has_validation = dataset_has(r->data, "validation");
-    if (r->has_validation && !dataset_open(r->data, "validation", &r->validation, p)) {
-        return false;
-    }
-    if (!open_cache(r, &r->training, &r->training_images, p)) {
-        return false;
-    }
-    return !r->has_validation || open_cache(r, &r->validation, &r->validation_images, p);
+    return dataset_open(r->data, "training", &r->training, p) &&
+           (!r->has_validation || dataset_open(r->data, "validation", &r->validation, p));
+}
+
+static bool open_caches(train *r, problem *p) {
+    return open_cache(r, &r->training, &r->training_images, p) &&
+           (!r->has_validation || open_cache(r, &r->validation, &r->validation_images, p));
 }
 
 static bool make_recipe(const train *r, clnet_recipe *recipe, problem *p) {
@@ -275,7 +273,8 @@ static bool prepare(train *r, problem *p) {
         return problem_input(p, "%s: holds a training already; --resume %s goes on with it, --out makes another",
                              r->out, r->out);
     }
-    return disk_make_folder(r->out, p) && open_data(r, p) && (!r->resume || check_list(r, p)) && make_model(r, p);
+    return open_lists(r, p) && (!r->resume || check_list(r, p)) && make_model(r, p) &&
+           disk_make_folder(r->out, p) && open_caches(r, p);
 }
 
 static bool execute(train *r, problem *p) {

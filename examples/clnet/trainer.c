@@ -1,9 +1,9 @@
-#define _POSIX_C_SOURCE 200809L
 #include "trainer.h"
 #include "commands.h"
 #include "disk.h"
 #include "evaluation.h"
 #include "options.h"
+#include "parallel.h"
 #include "plot.h"
 #include "progress.h"
 
@@ -11,13 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static size_t images_per_step(const trainer *t) {
     return (size_t)t->settings.batch * (size_t)t->settings.accumulate;
@@ -36,7 +29,7 @@ typedef struct batch {
     float *pixels, *masks; // (images,H,W,3), (images,H,W)
     unsigned char *mask_bytes;
     int32_t *labels;
-    problem *problems; // one for each image, since they are read in parallel
+    const trainer *trainer; // what it is a batch of
 } batch;
 
 static void batch_free(batch *b) {
@@ -45,7 +38,6 @@ static void batch_free(batch *b) {
     free(b->masks);
     free(b->mask_bytes);
     free(b->labels);
-    free(b->problems);
 }
 
 static bool batch_create(const trainer *t, batch *b, problem *p) {
@@ -56,8 +48,8 @@ static bool batch_create(const trainer *t, batch *b, problem *p) {
     b->masks = malloc(pixels * sizeof *b->masks);
     b->mask_bytes = malloc(pixels);
     b->labels = malloc(images * sizeof *b->labels);
-    b->problems = malloc(images * sizeof *b->problems);
-    if (b->order && b->pixels && b->masks && b->mask_bytes && b->labels && b->problems) {
+    b->trainer = t;
+    if (b->order && b->pixels && b->masks && b->mask_bytes && b->labels) {
         return true;
     }
     return problem_run(p, "out of memory: a batch of %zu images", images);
@@ -92,7 +84,9 @@ enum { STREAM_ORDER = 1, STREAM_FLIPS = 2 }; // random streams of an epoch, besi
 static uint64_t stream_of(int epoch, int what) { return (uint64_t)1 << 63 | (uint64_t)epoch << 8 | (uint64_t)what; }
 
 // Image i of the batch: read, flipped with probability 1/2 each way, its truth beside it.
-static bool read_image(const trainer *t, batch *b, size_t i, problem *p) {
+static bool read_image(void *user, size_t i, problem *p) {
+    batch *b = user;
+    const trainer *t = b->trainer;
     const size_t index = (size_t)b->order[t->state.position + i];
     const dataset_item *item = &t->training->items[index];
     const int H = t->training_images->height, W = t->training_images->width;
@@ -116,17 +110,8 @@ static bool load_batch(const trainer *t, batch *b, problem *p) {
     const size_t left = t->training->count - t->state.position;
     clnet_context *ctx = clnet_graph_context(t->model->graph);
     b->images = left < (size_t)t->settings.batch ? left : (size_t)t->settings.batch;
-    const long long count = (long long)b->images;
-#pragma omp parallel for num_threads(clnet_context_threads(ctx))
-    for (long long i = 0; i < count; i++) {
-        b->problems[i] = (problem){0};
-        read_image(t, b, (size_t)i, &b->problems[i]);
-    }
-    for (size_t i = 0; i < b->images; i++) {
-        if (b->problems[i].status) {
-            *p = b->problems[i];
-            return false;
-        }
+    if (!parallel_for(b->images, clnet_context_threads(ctx), read_image, b, p)) {
+        return false;
     }
     clnet_graph_set_batch(t->model->graph, (int)b->images);
     clnet_tensor_set(t->model->image, b->pixels, CLNET_ORDER_MEMORY);
@@ -178,11 +163,11 @@ static bool step(trainer *t, batch *b, double *waited, problem *p) {
     clnet_graph_set_loss_scale(g, 1 / (double)batches);
     clnet_graph_zero_grad(g);
     for (size_t i = 0; i < batches; i++) {
-        const double start = now();
+        const double start = progress_clock();
         if (!load_batch(t, b, p)) {
             return false;
         }
-        *waited += now() - start;
+        *waited += progress_clock() - start;
         clnet_graph_set_step(g, done * (uint64_t)t->settings.accumulate + i); // dropout: each batch its own
         clnet_graph_forward(g);
         clnet_graph_backward(g);
@@ -278,7 +263,7 @@ static bool save_best(trainer *t, const evaluation *e, problem *p) {
         return false;
     }
     return clnet_model_save(t->model, path) == CLNET_OK ||
-           problem_context(p, clnet_graph_context(t->model->graph));
+           problem_run(p, "%s", clnet_error(clnet_graph_context(t->model->graph)));
 }
 
 // The end of an epoch: validation, the best weights, the log's row.
@@ -319,7 +304,7 @@ static bool end_epoch(trainer *t, double seconds, problem *p) {
 
 // Runs the rest of an epoch. Ends early, with the position kept, when asked to stop.
 static bool run_epoch(trainer *t, batch *b, progress *bar, long long *steps, problem *p) {
-    const double start = now();
+    const double start = progress_clock();
     double waited = 0;
     clnet_random_permutation(b->order, (int)t->training->count, t->settings.seed,
                              stream_of(t->state.epoch, STREAM_ORDER));
@@ -332,7 +317,7 @@ static bool run_epoch(trainer *t, batch *b, progress *bar, long long *steps, pro
         }
         (*steps)++;
         const trainer_sums *s = &t->state.sums;
-        const double seconds = now() - start;
+        const double seconds = progress_clock() - start;
         char text[160];
         snprintf(text, sizeof text, "epoch %d/%d loss %.4f (%.3f %.3f %.3f) lr %.2e, data %.0f %%", t->state.epoch + 1,
                  t->settings.epochs, s->loss / s->images, s->classification / s->images,
@@ -341,7 +326,7 @@ static bool run_epoch(trainer *t, batch *b, progress *bar, long long *steps, pro
                  100 * waited / (seconds > 0 ? seconds : 1));
         progress_update(bar, (size_t)t->state.epoch * t->training->count + t->state.position, text);
     }
-    return end_epoch(t, now() - start, p);
+    return end_epoch(t, progress_clock() - start, p);
 }
 
 bool trainer_run(trainer *t, bool *finished, problem *p) {
