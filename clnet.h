@@ -519,8 +519,7 @@ typedef struct clnet_model_desc {
     const char *name;      // NULL = "resnet50+unet"
     int classes;           // 0 = 3: melanoma, seborrheic keratosis, nevus
     double width;          // 0 = 1; scales every channel count c to max(1, floor(c width + 1/2))
-    int size[2];           // 0 = 224; height and width of the input, at least 32 with a ResNet,
-                           // 16 with the UNet alone
+    int size[2];           // 0 = 224; height and width of the input, 32 to 16384
     int batch;             // 0 = 1; the largest batch
     clnet_fusion fusion;   // 0 = shared
     clnet_purpose purpose; // 0 = forward only
@@ -2481,11 +2480,12 @@ static bool clnet__training(const clnet_graph *g);
 static uint64_t clnet__dropout_stream(const clnet_graph *g, const clnet_node *node, uint64_t *seed);
 static bool clnet__valid(clnet_tensor *const *x, int count);
 
-// OH of a window of `kernel` over `size`, 0 where it does not fit.
+// OH of a window of `kernel` over `size`, 0 where it does not fit, or is beyond what ints can index.
 static int clnet__window(int size, int kernel, int stride, int padding, int dilation) {
     const int64_t reach =
         (int64_t)size + 2 * (int64_t)padding - (int64_t)dilation * (kernel - 1) - 1;
-    return reach < 0 ? 0 : (int)(reach / stride + 1);
+    const int64_t outputs = reach < 0 ? 0 : reach / stride + 1;
+    return outputs > INT_MAX / 2 || padding > 1 << 24 ? 0 : (int)outputs;
 }
 
 // >>conv2d
@@ -2998,7 +2998,7 @@ clnet_tensor *clnet_batch_norm(clnet_graph *g, clnet_tensor *x, const clnet_batc
     if (!clnet__valid(&x, 1)) {
         return NULL;
     }
-    if (!d->name || d->eps < 0 || d->momentum < 0 || d->momentum > 1) {
+    if (!d->name || !(d->eps >= 0) || !(d->momentum >= 0 && d->momentum <= 1)) {
         return clnet__refuse(x, "batch_norm %s: needs a name, eps >= 0 and momentum in 0..1",
                              d->name ? d->name : "");
     }
@@ -5158,7 +5158,9 @@ static clnet_result clnet__transfer(clnet_tensor *t, clnet_memory *memory, size_
                                     void *data, clnet_order order, bool in) {
     if (!t || !memory || !memory->handle) {
         return t ? clnet__fail(t->graph->ctx, CLNET_ERROR_ARGUMENT,
-                               "%s: has no such values: not built, or not asked for", t->name)
+                               "%s: no such values: not built, not asked for, or not upstream of "
+                               "the loss",
+                               t->name)
                  : CLNET_ERROR_ARGUMENT;
     }
     clnet_context *ctx = t->graph->ctx;
@@ -5522,8 +5524,8 @@ clnet_adam *clnet_adam_create(clnet_graph *g, const clnet_adam_desc *desc) {
     if (!g || g->ctx->result != CLNET_OK) {
         return NULL;
     }
-    if (g->adam || g->planned || d->beta1 < 0 || d->beta1 >= 1 || d->beta2 < 0 || d->beta2 >= 1 ||
-        d->eps < 0 || d->weight_decay < 0) {
+    const bool betas = d->beta1 >= 0 && d->beta1 < 1 && d->beta2 >= 0 && d->beta2 < 1;
+    if (g->adam || g->planned || !betas || !(d->eps >= 0) || !(d->weight_decay >= 0)) {
         clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
                     "adam: one for each graph, before it is built, with betas "
                     "in 0..1, eps and weight_decay of at least 0");
@@ -7688,8 +7690,8 @@ static void clnet__build_network(clnet_model *m, clnet__encoder *cls, clnet__enc
 static void clnet__build_losses(clnet_model *m) {
     const clnet_recipe *r = &m->recipe;
     const int *size = m->desc.size;
-    clnet_tensor *losses[3];
-    double weights[3];
+    clnet_tensor *losses[3] = {NULL};
+    double weights[3] = {0};
     int count = 0;
     if (m->logits) {
         clnet_focal_loss_desc d = {.gamma = r->focal_gamma};
@@ -7937,7 +7939,8 @@ static void clnet__cam_map(clnet_cam_variant variant, const clnet_real *A, const
 // Seeds backward with 1 at each image's class; fills in the classes that are negative.
 static clnet_result clnet__cam_backward(clnet_model *m, int *classes) {
     clnet_context *ctx = clnet_graph_context(m->graph);
-    if (!m->graph->fresh && clnet_graph_forward(m->graph) != CLNET_OK) { // another map was made before
+    if (!m->graph->fresh &&
+        clnet_graph_forward(m->graph) != CLNET_OK) { // another map was made before
         return ctx->result;
     }
     const int N = m->logits->shape[0], K = m->desc.classes;
@@ -8130,7 +8133,9 @@ static clnet_result clnet__model_write(clnet_model *m, const char *path, bool op
     if (entries && items && pairs) {
         clnet__description text;
         const size_t own = clnet__describe(m, optimiser, &text, pairs);
-        memcpy(pairs + own, more, more_count * sizeof *more);
+        for (size_t i = 0; i < more_count; i++) {
+            pairs[own + i] = more[i];
+        }
         for (size_t i = 0; i < count; i++) {
             items[i] = clnet__entry_item(&entries[i]);
         }

@@ -25,7 +25,8 @@ static void path_in(char path[DISK_PATH], const char *name) {
 
 static void test_figure_of_merit(void) {
     evaluation e = evaluation_empty();
-    CHECK(isnan(evaluation_figure_of_merit(&e)), "nothing is defined, found %g", evaluation_figure_of_merit(&e));
+    CHECK(isnan(evaluation_figure_of_merit(&e)), "nothing is defined, found %g",
+          evaluation_figure_of_merit(&e));
     e.segmentation.jaccard = 0.5;
     CHECK(evaluation_figure_of_merit(&e) == 0.5, "found %g", evaluation_figure_of_merit(&e));
     e.mean_auc = 0.75;
@@ -37,7 +38,8 @@ static void test_figure_of_merit(void) {
 // Five images, one without a label; the figures are counted by hand.
 static void test_classify(void) {
     char ids[5][4] = {"a", "b", "c", "d", "e"};
-    const int labels[5] = {DATASET_MELANOMA, DATASET_NEVUS, DATASET_NO_LABEL, DATASET_KERATOSIS, DATASET_MELANOMA};
+    const int labels[5] = {DATASET_MELANOMA, DATASET_NEVUS, DATASET_NO_LABEL, DATASET_KERATOSIS,
+                           DATASET_MELANOMA};
     double scores[10] = {0.6, 0.1, 0.7, 0.2, 0.9, 0.9, 0.1, 0.5, 0.8, 0.1};
     dataset_item items[5];
     dataset data = {.split = "test", .items = items, .count = 5};
@@ -52,7 +54,8 @@ static void test_classify(void) {
     CHECK(ok && e.labels == 4, "%zu labels, %s", e.labels, p.text);
     // Melanoma 0.6 and 0.8 against 0.7 and 0.1: three of four pairs in order.
     CHECK(e.melanoma.auc == 0.75, "found %g", e.melanoma.auc);
-    CHECK(e.melanoma.accuracy == 0.75 && e.melanoma.sensitivity == 1 && e.melanoma.specificity == 0.5,
+    CHECK(e.melanoma.accuracy == 0.75 && e.melanoma.sensitivity == 1 &&
+              e.melanoma.specificity == 0.5,
           "found %g %g %g", e.melanoma.accuracy, e.melanoma.sensitivity, e.melanoma.specificity);
     // Keratosis: 0.5 is the highest, and not above 0.5.
     CHECK(e.keratosis.auc == 1 && e.keratosis.sensitivity == 0 && e.keratosis.specificity == 1,
@@ -90,20 +93,25 @@ static void test_files(void) {
     e.segmentation = (clnet_segmentation_metrics){0.1, 0, 1.0 / 3, 1, 1, 0.5};
     path_in(path, "metrics.json");
     CHECK(evaluation_write_json(&e, path, &p), "%s", p.text);
-    CHECK(file_is(path, "{\n  \"segmentation\": {\"jaccard\": 0.10000000000000001, \"threshold_jaccard\": 0, "
-                        "\"dice\": 0.33333333333333331, \"accuracy\": 1, \"sensitivity\": 1, "
-                        "\"specificity\": 0.5},\n"
-                        "  \"classification\": {\n"
-                        "    \"melanoma\": {\"auc\": null, \"accuracy\": null, \"sensitivity\": null, "
-                        "\"specificity\": null},\n"
-                        "    \"seborrheic_keratosis\": {\"auc\": null, \"accuracy\": null, "
-                        "\"sensitivity\": null, \"specificity\": null},\n"
-                        "    \"mean_auc\": null\n  }\n}\n"), "metrics.json");
+    CHECK(file_is(
+              path,
+              "{\n  \"segmentation\": {\"jaccard\": 0.10000000000000001, \"threshold_jaccard\": 0, "
+              "\"dice\": 0.33333333333333331, \"accuracy\": 1, \"sensitivity\": 1, "
+              "\"specificity\": 0.5},\n"
+              "  \"classification\": {\n"
+              "    \"melanoma\": {\"auc\": null, \"accuracy\": null, \"sensitivity\": null, "
+              "\"specificity\": null},\n"
+              "    \"seborrheic_keratosis\": {\"auc\": null, \"accuracy\": null, "
+              "\"sensitivity\": null, \"specificity\": null},\n"
+              "    \"mean_auc\": null\n  }\n}\n"),
+          "metrics.json");
     path_in(path, "predictions.csv");
     CHECK(evaluation_write_predictions(&e, &data, 2, path, &p), "%s", p.text);
-    CHECK(file_is(path, "image_id,melanoma,seborrheic_keratosis\nISIC_1,0.333333343,1e-20\n"), "predictions.csv");
+    CHECK(file_is(path, "image_id,melanoma,seborrheic_keratosis\nISIC_1,0.333333343,1e-20\n"),
+          "predictions.csv");
     path_in(path, "missing/metrics.json");
-    CHECK(!evaluation_write_json(&e, path, &p) && strstr(p.text, "missing/metrics.json"), "%s", p.text);
+    CHECK(!evaluation_write_json(&e, path, &p) && strstr(p.text, "missing/metrics.json"), "%s",
+          p.text);
 }
 
 // ---- a network ----------------------------------------------------------------------------------
@@ -123,12 +131,17 @@ typedef struct result {
 } result;
 
 static clnet_model *make_model(clnet_context *ctx, const setting *s) {
-    const clnet_model_desc d = {.name = s->model, .width = 1.0 / 16, .size = {32, 48}, .batch = s->batch,
-                                .purpose = s->purpose, .seed = 7};
+    const clnet_model_desc d = {.name = s->model,
+                                .width = 1.0 / 16,
+                                .size = {32, 48},
+                                .batch = s->batch,
+                                .purpose = s->purpose,
+                                .seed = 7};
     return clnet_model_create(ctx, &d);
 }
 
-static result evaluate(const dataset *data, const setting *s, const char *masks, volatile sig_atomic_t *stop) {
+static result evaluate(const dataset *data, const setting *s, const char *masks,
+                       volatile sig_atomic_t *stop) {
     result r = {.ok = false};
     cache images;
     const clnet_context_desc context = {.threads = s->threads};
@@ -159,8 +172,8 @@ static double jaccard(const unsigned char *a, const unsigned char *b, size_t pix
     return either > 0 ? both / either : 1;
 }
 
-// The same image through clnet_predict, which shares no code with the batches: equal scores, mask and
-// Jaccard index.
+// The same image through clnet_predict, which shares no code with the batches: equal scores, mask
+// and Jaccard index.
 static double check_image(clnet_model *model, const dataset_item *item, const double *scores,
                           const char *masks) {
     char name[256], path[DISK_PATH];
@@ -168,19 +181,23 @@ static double check_image(clnet_model *model, const dataset_item *item, const do
     image im, truth = {0}, written = {0};
     double index = NAN;
     snprintf(name, sizeof name, "%s_segmentation.png", item->id);
-    const bool ok = disk_join(path, masks, name, &p) && image_load(item->image, IMAGE_RGB, &im, &p) && image_load(path, IMAGE_MASK, &written, &p) &&
+    const bool ok = disk_join(path, masks, name, &p) &&
+                    image_load(item->image, IMAGE_RGB, &im, &p) &&
+                    image_load(path, IMAGE_MASK, &written, &p) &&
                     (!item->mask || image_load(item->mask, IMAGE_MASK, &truth, &p));
     CHECK(ok, "%s", p.text);
     if (ok) {
         const size_t pixels = (size_t)im.height * (size_t)im.width;
         clnet_prediction expected = {.mask = malloc(pixels)};
-        CHECK(clnet_predict(model, im.bytes, im.height, im.width, &expected) == CLNET_OK, "%s", item->id);
+        CHECK(clnet_predict(model, im.bytes, im.height, im.width, &expected) == CLNET_OK, "%s",
+              item->id);
         for (int k = 0; k < DATASET_CLASSES; k++) {
-            CHECK(fabs(scores[k] - expected.scores[k]) <= 1e-6, "%s: class %d is %g, expected %g", item->id, k,
-                  scores[k], expected.scores[k]);
+            CHECK(fabs(scores[k] - expected.scores[k]) <= 1e-6, "%s: class %d is %g, expected %g",
+                  item->id, k, scores[k], expected.scores[k]);
         }
         CHECK(written.height == im.height && written.width == im.width &&
-                  !memcmp(written.bytes, expected.mask, pixels), "%s: another mask", item->id);
+                  !memcmp(written.bytes, expected.mask, pixels),
+              "%s: another mask", item->id);
         index = item->mask ? jaccard(expected.mask, truth.bytes, pixels) : NAN;
         free(expected.mask);
     }
@@ -197,13 +214,15 @@ static void test_against_predict(const dataset *data, const result *r, const cha
     double sum = 0;
     size_t count = 0;
     for (size_t i = 0; model && i < data->count; i++) {
-        const double index = check_image(model, &data->items[i], r->scores + DATASET_CLASSES * i, masks);
+        const double index =
+            check_image(model, &data->items[i], r->scores + DATASET_CLASSES * i, masks);
         if (!isnan(index)) {
             sum += index;
             count++;
         }
     }
-    CHECK(count == data->masks && r->e.masks == count, "%zu masks, the evaluation has %zu", count, r->e.masks);
+    CHECK(count == data->masks && r->e.masks == count, "%zu masks, the evaluation has %zu", count,
+          r->e.masks);
     CHECK(fabs(r->e.segmentation.jaccard - sum / (double)count) <= 1e-12, "Jaccard %g, expected %g",
           r->e.segmentation.jaccard, sum / (double)count);
     clnet_model_destroy(model);
@@ -211,24 +230,29 @@ static void test_against_predict(const dataset *data, const result *r, const cha
 }
 
 static void test_invariance(const dataset *data, const result *first) {
-    const setting settings[] = {{"resnet50+unet", CLNET_INFER, 1, 1}, {"resnet50+unet", CLNET_INFER, 7, 2},
-                                {"resnet50+unet", CLNET_TRAIN, 4, 3}, {"resnet50+unet", CLNET_EXPLAIN, 2, 2}};
+    const setting settings[] = {{"resnet50+unet", CLNET_INFER, 1, 1},
+                                {"resnet50+unet", CLNET_INFER, 7, 2},
+                                {"resnet50+unet", CLNET_TRAIN, 4, 3},
+                                {"resnet50+unet", CLNET_EXPLAIN, 2, 2}};
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
         const result r = evaluate(data, &settings[i], NULL, NULL);
         CHECK(r.ok, "setting %zu: %s", i, r.p.text);
         CHECK(r.batch_after == settings[i].batch, "setting %zu: batch is %d", i, r.batch_after);
         CHECK(!memcmp(r.scores, first->scores, sizeof r.scores), "setting %zu: other scores", i);
         CHECK(!memcmp(&r.e.segmentation, &first->e.segmentation, sizeof r.e.segmentation) &&
-                  r.e.mean_auc == first->e.mean_auc, "setting %zu: other figures", i);
+                  r.e.mean_auc == first->e.mean_auc,
+              "setting %zu: other figures", i);
     }
 }
 
 static void test_single_tasks(const dataset *data) {
     const setting cls = {"resnet50", CLNET_INFER, 4, 1}, seg = {"unet", CLNET_INFER, 4, 1};
     const result c = evaluate(data, &cls, NULL, NULL), s = evaluate(data, &seg, NULL, NULL);
-    CHECK(c.ok && c.e.masks == 0 && c.e.labels == 7 && isnan(c.e.segmentation.jaccard) && !isnan(c.e.mean_auc),
+    CHECK(c.ok && c.e.masks == 0 && c.e.labels == 7 && isnan(c.e.segmentation.jaccard) &&
+              !isnan(c.e.mean_auc),
           "%s: %zu masks, %zu labels", c.p.text, c.e.masks, c.e.labels);
-    CHECK(s.ok && s.e.masks == 6 && s.e.labels == 0 && !isnan(s.e.segmentation.jaccard) && isnan(s.e.mean_auc),
+    CHECK(s.ok && s.e.masks == 6 && s.e.labels == 0 && !isnan(s.e.segmentation.jaccard) &&
+              isnan(s.e.mean_auc),
           "%s: %zu masks, %zu labels", s.p.text, s.e.masks, s.e.labels);
 }
 

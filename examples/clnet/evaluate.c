@@ -27,14 +27,14 @@ typedef struct evaluate {
     clnet_model *model;
     dataset data;
     cache images;
-    bool has_images;            // the cache is open
-    char folder[DISK_PATH];     // where the cache stands: out, or a folder of our own
-    char masks[DISK_PATH];      // where the masks go
+    bool has_images;        // the cache is open
+    char folder[DISK_PATH]; // where the cache stands: out, or a folder of our own
+    char masks[DISK_PATH];  // where the masks go
     evaluation figures;
     clnet_model_desc described; // of the network, as opened
     char name[32];
     size_t parameters;
-    double macs;                // of one image
+    double macs; // of one image
 } evaluate;
 
 enum { EXAMPLES = 6 }; // images in the report's panels
@@ -65,9 +65,13 @@ static bool prepare_folder(evaluate *e, problem *p) {
 static bool open_images(evaluate *e, problem *p) {
     progress bar;
     progress_begin(&bar, e->data.count, "images read");
-    const cache_desc desc = {.dir = e->folder, .height = e->described.size[0],
-                             .width = e->described.size[1], .threads = clnet_context_threads(e->ctx),
-                             .progress = progress_step, .user = &bar, .stop = &command_signal};
+    const cache_desc desc = {.dir = e->folder,
+                             .height = e->described.size[0],
+                             .width = e->described.size[1],
+                             .threads = clnet_context_threads(e->ctx),
+                             .progress = progress_step,
+                             .user = &bar,
+                             .stop = &command_signal};
     e->has_images = cache_open(&e->images, &e->data, &desc, p);
     if (!e->images.reused) {
         progress_end(&bar);
@@ -93,7 +97,9 @@ static bool measure(evaluate *e, problem *p) {
     progress bar;
     progress_begin(&bar, e->data.count, "images");
     const evaluation_desc desc = {.masks_folder = e->out && e->model->mask_logits ? e->masks : NULL,
-                                  .progress = progress_step, .user = &bar, .stop = &command_signal};
+                                  .progress = progress_step,
+                                  .user = &bar,
+                                  .stop = &command_signal};
     const bool ok = evaluation_run(e->model, &e->data, &e->images, &desc, &e->figures, p);
     progress_end(&bar);
     return ok;
@@ -107,11 +113,18 @@ static const struct published {
     const char *melanoma[4], *keratosis[4]; // AUC, ACC, SEN, SPC
     const char *mean_auc;
 } published[] = {
-    {"resnet50", {"81.34", "81.33", "52.99", "88.2"}, {"90.15", "88.67", "53.33", "94.90"}, "85.745"},
-    {"inception_v3", {"82.96", "82.17", "64.10", "86.54"}, {"90.99", "87.83", "75.56", "90.00"}, "86.975"},
-    {"arlnet50", {"80.56", "81.50", "52.99", "88.41"}, {"91.81", "84.50", "84.51", "84.44"}, "86.185"},
-    {"inception_v3+unet", {"84.85", "75.83", "79.49", "74.95"}, {"92.17", "85.50", "86.67", "85.29"}, "88.510"},
-    {"resnet50+unet", {"84.91", "82.33", "59.83", "87.78"}, {"94.51", "86.67", "90.00", "86.08"}, "89.710"},
+    // clang-format off
+    {"resnet50",
+     {"81.34", "81.33", "52.99", "88.2"}, {"90.15", "88.67", "53.33", "94.90"}, "85.745"},
+    {"inception_v3",
+     {"82.96", "82.17", "64.10", "86.54"}, {"90.99", "87.83", "75.56", "90.00"}, "86.975"},
+    {"arlnet50",
+     {"80.56", "81.50", "52.99", "88.41"}, {"91.81", "84.50", "84.51", "84.44"}, "86.185"},
+    {"inception_v3+unet",
+     {"84.85", "75.83", "79.49", "74.95"}, {"92.17", "85.50", "86.67", "85.29"}, "88.510"},
+    {"resnet50+unet",
+     {"84.91", "82.33", "59.83", "87.78"}, {"94.51", "86.67", "90.00", "86.08"}, "89.710"},
+    // clang-format on
 };
 
 enum { CELL_TEXT = 64 };
@@ -134,29 +147,32 @@ static void report_settings(const evaluate *e, report *r) {
              e->data.masks, e->data.classes[0] + e->data.classes[1] + e->data.classes[2]);
     snprintf(computed, sizeof computed, "%s, %s, %d threads", clnet_context_device(e->ctx),
              clnet_context_isa(e->ctx), clnet_context_threads(e->ctx));
-    const char *const cells[] = {
-        "Setting",   "Value",
-        "Network",   e->name,
-        "Weights",   e->weights,
-        "Width",     width,
-        "Input",     size,
-        "Fusion",    network_fusion_choices[e->described.fusion],
-        "Parameters", parameters,
-        "One image", macs,
-        "Data",      e->data_path,
-        "Split",     e->data.split,
-        "Images",    images,
-        "Computed on", computed,
+    const char *const cells[][2] = {
+        {"Setting", "Value"},
+        {"Network", e->name},
+        {"Weights", e->weights},
+        {"Width", width},
+        {"Input", size},
+        {"Fusion", network_fusion_choices[e->described.fusion]},
+        {"Parameters", parameters},
+        {"One image", macs},
+        {"Data", e->data_path},
+        {"Split", e->data.split},
+        {"Images", images},
+        {"Computed on", computed},
     };
     report_heading(r, "Settings");
-    report_table(r, cells, sizeof cells / sizeof *cells / 2, 2, NULL);
+    report_table(r, &cells[0][0], sizeof cells / sizeof *cells, 2, NULL);
 }
 
 static void report_classification(const evaluate *e, report *r) {
-    const clnet_classification_metrics *const classes[2] = {&e->figures.melanoma, &e->figures.keratosis};
+    const clnet_classification_metrics *const classes[2] = {&e->figures.melanoma,
+                                                            &e->figures.keratosis};
     char ours[9][CELL_TEXT];
     const char *cells[3][10] = {{"", "Mel AUC", "Mel ACC", "Mel SEN", "Mel SPC", "SK AUC", "SK ACC",
-                                 "SK SEN", "SK SPC", "AUC (avg)"}, {e->name}, {"the paper"}};
+                                 "SK SEN", "SK SPC", "AUC (avg)"},
+                                {e->name},
+                                {"the paper"}};
     for (int c = 0; c < 2; c++) {
         const double figures[4] = {classes[c]->auc, classes[c]->accuracy, classes[c]->sensitivity,
                                    classes[c]->specificity};
@@ -178,15 +194,16 @@ static void report_classification(const evaluate *e, report *r) {
         }
     }
     report_heading(r, "Classification (Table 1)");
-    report_table(r, &cells[0][0], rows, 10,
-                 "In percent; melanoma (Mel) and seborrheic keratosis (SK), each against the rest. The "
-                 "paper trained for 200 epochs and reports on the 600 test images of ISIC 2017.");
+    report_table(
+        r, &cells[0][0], rows, 10,
+        "In percent; melanoma (Mel) and seborrheic keratosis (SK), each against the rest. The "
+        "paper trained for 200 epochs and reports on the 600 test images of ISIC 2017.");
 }
 
 static void report_segmentation(const evaluate *e, report *r) {
     const clnet_segmentation_metrics *s = &e->figures.segmentation;
-    const double figures[6] = {s->jaccard, s->dice, s->accuracy, s->sensitivity, s->specificity,
-                               s->threshold_jaccard};
+    const double figures[6] = {s->jaccard,     s->dice,        s->accuracy,
+                               s->sensitivity, s->specificity, s->threshold_jaccard};
     char ours[6][CELL_TEXT];
     const char *cells[2][7] = {{"", "JA", "DI", "AC", "SE", "SP", "JA >= 65"}, {e->name}};
     for (int i = 0; i < 6; i++) {
@@ -194,9 +211,10 @@ static void report_segmentation(const evaluate *e, report *r) {
         cells[1][i + 1] = ours[i];
     }
     report_heading(r, "Segmentation (Table 2)");
-    report_table(r, &cells[0][0], 2, 7,
-                 "In percent, means over images, each compared at the size of its truth. The last column "
-                 "counts a Jaccard index below 65 as 0.");
+    report_table(
+        r, &cells[0][0], 2, 7,
+        "In percent, means over images, each compared at the size of its truth. The last column "
+        "counts a Jaccard index below 65 as 0.");
 }
 
 // Images for the panels: melanoma, keratosis and nevus in turn as long as there are, then any.
@@ -269,9 +287,10 @@ static bool add_map(clnet_model *model, gallery *g, int row, const dataset_item 
     return ok;
 }
 
-// A panel of examples: of masks (image, truth, prediction), or with `explaining` of activation maps.
+// A panel of examples: masks (image, truth, prediction), or with `explaining` activation maps.
 static bool draw_panel(const evaluate *e, clnet_model *explaining, const char *path, problem *p) {
-    static const char *const columns[2][3] = {{"image", "truth", "prediction"}, {"image", "activation", NULL}};
+    static const char *const columns[2][3] = {{"image", "truth", "prediction"},
+                                              {"image", "activation", NULL}};
     const int kind = explaining != NULL, width = kind ? 2 : 3;
     size_t chosen[EXAMPLES];
     const size_t count = choose_examples(&e->data, chosen);
@@ -308,10 +327,12 @@ static bool report_masks(const evaluate *e, report *r, problem *p) {
 static bool report_maps(evaluate *e, const option *options, size_t count, report *r, problem *p) {
     char path[DISK_PATH];
     clnet_model_destroy(e->model);
-    e->model = network_open(e->ctx, e->weights, &e->network, options, count, CLNET_EXPLAIN, 1, false, p);
+    e->model =
+        network_open(e->ctx, e->weights, &e->network, options, count, CLNET_EXPLAIN, 1, false, p);
     return e->model && disk_join(path, e->out, "panel_cams.png", p) &&
            draw_panel(e, e->model, path, p) &&
-           report_picture(r, path, "Class activation maps for the true class (equations 2 and 3).", p);
+           report_picture(r, path, "Class activation maps for the true class (equations 2 and 3).",
+                          p);
 }
 
 // The curves of the training, if they lie beside the weights.
@@ -337,7 +358,8 @@ static bool write_parts(evaluate *e, const option *options, size_t count, report
     if (ok && e->figures.scores) {
         report_classification(e, r);
         ok = evaluation_write_roc(&e->figures, &e->data, e->described.classes, e->ctx, path, p) &&
-             report_picture(r, path, "Receiver operating characteristic, each class against the rest.", p);
+             report_picture(r, path,
+                            "Receiver operating characteristic, each class against the rest.", p);
     }
     if (ok && e->model->mask_logits) {
         report_segmentation(e, r);
@@ -422,16 +444,18 @@ bool command_evaluate(int argc, char **argv, bool usage, problem *p) {
     option options[] = {
         OPTION(TEXT, "--weights", &e.weights, "weights of the network (required)"),
         OPTION_OF(split_choices, "--split", &e.split, "which images (default: validation)"),
-        OPTION(TEXT, "--out", &e.out, "folder for metrics.json, predictions.csv, masks/, report.html"),
+        OPTION(TEXT, "--out", &e.out,
+               "folder for metrics.json, predictions.csv, masks/, report.html"),
         OPTION_RANGE(INT, "--batch", &e.batch, 1, 4096, "images at a time (default: 8)"),
         NETWORK_OPTIONS(&e.network),
         DEVICE_OPTIONS(&e.device),
     };
     const size_t count = sizeof options / sizeof *options;
     if (usage) {
-        printf("usage: clnet evaluate DATA --weights FILE [options]\n\n"
-               "DATA is a folder in the ISIC 2017 layout. The network's name, width and size stand in "
-               "FILE if\nclnet wrote it; else --model and the like say them.\n\n");
+        printf(
+            "usage: clnet evaluate DATA --weights FILE [options]\n\n"
+            "DATA is a folder in the ISIC 2017 layout. The network's name, width and size stand in "
+            "FILE if\nclnet wrote it; else --model and the like say them.\n\n");
         options_print(options, count);
         return true;
     }

@@ -20,12 +20,12 @@ typedef struct measuring {
     const dataset *data;
     const cache *images;
     const evaluation_desc *desc;
-    size_t first;       // item of the data set that is image 0 of the batch
-    size_t pixels;      // H*W of the network's input
-    float *input;       // (batch,H,W,3)
-    float *logits;      // (batch,classes)
-    float *mask_logits; // (batch,H,W)
-    double *scores;     // (images,classes)
+    size_t first;                             // item of the data set that is image 0 of the batch
+    size_t pixels;                            // H*W of the network's input
+    float *input;                             // (batch,H,W,3)
+    float *logits;                            // (batch,classes)
+    float *mask_logits;                       // (batch,H,W)
+    double *scores;                           // (images,classes)
     clnet_segmentation_metrics *segmentation; // of each image with a truth
 } measuring;
 
@@ -58,14 +58,16 @@ static bool read_image(void *user, size_t n, problem *p) {
     return cache_read(m->images, m->first + n, m->input + 3 * n * m->pixels, NULL, p);
 }
 
-// The network's output for the batch. A value that is not finite would silently count as healthy skin.
+// The network's output for the batch. A value that is not finite is refused: in a mask it would
+// silently count as healthy skin.
 static bool run_batch(measuring *m, size_t count, problem *p) {
     clnet_model *model = m->model;
     const size_t classes = (size_t)model->desc.classes;
     if (clnet_graph_set_batch(model->graph, (int)count) != CLNET_OK ||
         clnet_tensor_set(model->image, m->input, CLNET_ORDER_MEMORY) != CLNET_OK ||
         clnet_graph_forward(model->graph) != CLNET_OK ||
-        (model->logits && clnet_tensor_get(model->logits, m->logits, CLNET_ORDER_MEMORY) != CLNET_OK) ||
+        (model->logits &&
+         clnet_tensor_get(model->logits, m->logits, CLNET_ORDER_MEMORY) != CLNET_OK) ||
         (model->mask_logits &&
          clnet_tensor_get(model->mask_logits, m->mask_logits, CLNET_ORDER_MEMORY) != CLNET_OK)) {
         return problem_context(p, context_of(m));
@@ -82,7 +84,8 @@ static bool run_batch(measuring *m, size_t count, problem *p) {
             return problem_run(p, "%s: the network's output for this image is not finite",
                                m->data->items[m->first + n].image);
         }
-        clnet_scores(m->scores + (m->first + n) * classes, m->logits + n * classes, model->desc.classes);
+        clnet_scores(m->scores + (m->first + n) * classes, m->logits + n * classes,
+                     model->desc.classes);
     }
     return true;
 }
@@ -193,8 +196,10 @@ void evaluation_free(evaluation *e) {
 
 evaluation evaluation_empty(void) {
     const clnet_classification_metrics none = {NAN, NAN, NAN, NAN};
-    return (evaluation){.segmentation = {NAN, NAN, NAN, NAN, NAN, NAN}, .melanoma = none,
-                        .keratosis = none, .mean_auc = NAN};
+    return (evaluation){.segmentation = {NAN, NAN, NAN, NAN, NAN, NAN},
+                        .melanoma = none,
+                        .keratosis = none,
+                        .mean_auc = NAN};
 }
 
 // The labelled images as the metrics want them: scores of one class, and whether it is the truth.
@@ -210,8 +215,8 @@ static void column_free(column *c) {
     *c = (column){0};
 }
 
-static bool column_create(column *c, const evaluation *e, const dataset *data, int classes, int label,
-                          problem *p) {
+static bool column_create(column *c, const evaluation *e, const dataset *data, int classes,
+                          int label, problem *p) {
     *c = (column){.scores = malloc(data->count * sizeof(double)), .truth = malloc(data->count)};
     if (!c->scores || !c->truth) {
         column_free(c);
@@ -235,7 +240,8 @@ bool evaluation_classify(evaluation *e, const dataset *data, int classes, clnet_
             return false;
         }
         e->labels = c.count;
-        const bool ok = clnet_classification_score(ctx, c.scores, c.truth, c.count, to[label]) == CLNET_OK;
+        const bool ok =
+            clnet_classification_score(ctx, c.scores, c.truth, c.count, to[label]) == CLNET_OK;
         column_free(&c);
         if (!ok) {
             return problem_context(p, ctx);
@@ -336,11 +342,13 @@ typedef struct curve {
     char label[64];
 } curve;
 
-static bool curve_create(curve *v, const column *c, const char *name, double auc, clnet_context *ctx,
-                         problem *p) {
+static bool curve_create(curve *v, const column *c, const char *name, double auc,
+                         clnet_context *ctx, problem *p) {
     clnet_roc_point *points = malloc((c->count + 1) * sizeof *points);
-    *v = (curve){.x = malloc((c->count + 1) * sizeof(double)), .y = malloc((c->count + 1) * sizeof(double))};
-    bool ok = (points && v->x && v->y) || problem_run(p, "no memory for a curve of %zu points", c->count);
+    *v = (curve){.x = malloc((c->count + 1) * sizeof(double)),
+                 .y = malloc((c->count + 1) * sizeof(double))};
+    bool ok =
+        (points && v->x && v->y) || problem_run(p, "no memory for a curve of %zu points", c->count);
     if (ok && clnet_roc_curve(ctx, c->scores, c->truth, c->count, points, &v->count) != CLNET_OK) {
         ok = problem_context(p, ctx);
     }
@@ -348,7 +356,8 @@ static bool curve_create(curve *v, const column *c, const char *name, double auc
         v->x[i] = points[i].false_positive_rate;
         v->y[i] = points[i].true_positive_rate;
     }
-    snprintf(v->label, sizeof v->label, isnan(auc) ? "%s (AUC not defined)" : "%s (AUC %.3f)", name, auc);
+    snprintf(v->label, sizeof v->label, isnan(auc) ? "%s (AUC not defined)" : "%s (AUC %.3f)", name,
+             auc);
     free(points);
     return ok;
 }
@@ -400,8 +409,8 @@ static void print_class(const clnet_classification_metrics *c) {
 
 void evaluation_print(const evaluation *e) {
     const clnet_segmentation_metrics *s = &e->segmentation;
-    const double figures[6] = {s->jaccard, s->dice, s->accuracy, s->sensitivity, s->specificity,
-                               s->threshold_jaccard};
+    const double figures[6] = {s->jaccard,     s->dice,        s->accuracy,
+                               s->sensitivity, s->specificity, s->threshold_jaccard};
     printf("Table 1: classification of %zu images, in percent\n", e->labels);
     printf("  %-34s%-34s\n", "  Mel", "  SK");
     printf("       AUC     ACC     SEN     SPC       AUC     ACC     SEN     SPC   AUC (avg)\n  ");

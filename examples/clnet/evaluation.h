@@ -13,12 +13,13 @@ typedef struct evaluation {
     clnet_segmentation_metrics segmentation;          // NaN without masks
     clnet_classification_metrics melanoma, keratosis; // AUC is NaN where one side is missing
     double mean_auc;                                  // NaN where undefined
-    double *scores;       // (images, classes) in the data set's order; NULL without classification
+    double *scores; // (images, classes) in the data set's order; NULL without classification
 } evaluation;
 
 typedef struct evaluation_desc {
-    const char *masks_folder; // NULL, or where each image's predicted mask goes, as ID_segmentation.png,
-                              // at the truth's size, or the image's where there is no truth
+    const char
+        *masks_folder; // NULL, or where each image's predicted mask goes, as ID_segmentation.png,
+                       // at the truth's size, or the image's where there is no truth
     void (*progress)(void *user, size_t done, size_t total); // may be NULL
     void *user;
     const volatile sig_atomic_t *stop; // may be NULL; set: ends early with a problem that says so

@@ -52,8 +52,8 @@ typedef struct explain {
 
 static const char *const cam_choices[] = {"paper", "gradcam", "gradcam++", NULL};
 static const char *const layer_choices[] = {"all", "fm1", "fm2", "fm3", "fm4", "fm5", NULL};
-static const char *const class_choices[] = {"melanoma", "seborrheic_keratosis", "nevus", "truth",
-                                            "predicted", NULL};
+static const char *const class_choices[] = {
+    "melanoma", "seborrheic_keratosis", "nevus", "truth", "predicted", NULL};
 
 // ---- truth --------------------------------------------------------------------------------------
 
@@ -93,7 +93,9 @@ static int truth_label(const truth *t, const char *name) {
     const dataset_item *item = truth_item(t, name);
     const csv_row *row = t->table.count ? csv_find(&t->table, name) : NULL;
     if (row) {
-        return row->melanoma > 0 ? DATASET_MELANOMA : row->keratosis > 0 ? DATASET_KERATOSIS : DATASET_NEVUS;
+        return row->melanoma > 0    ? DATASET_MELANOMA
+               : row->keratosis > 0 ? DATASET_KERATOSIS
+                                    : DATASET_NEVUS;
     }
     return item ? item->label : DATASET_NO_LABEL;
 }
@@ -101,7 +103,8 @@ static int truth_label(const truth *t, const char *name) {
 // ---- raw ----------------------------------------------------------------------------------------
 
 // Room for all images, once the first explanation shows the sizes.
-static bool raw_create(raw *r, const clnet_model *m, const explanation *e, size_t images, problem *p) {
+static bool raw_create(raw *r, const clnet_model *m, const explanation *e, size_t images,
+                       problem *p) {
     r->H = (size_t)m->desc.size[0];
     r->W = (size_t)m->desc.size[1];
     r->classes = (size_t)m->desc.classes;
@@ -151,8 +154,11 @@ static bool raw_write(const explain *x, problem *p) {
     size_t count = 3;
     for (int i = 0; i < 6; i++) {
         if (r->maps[i] && (i < 5 || x->layer == EXPLANATION_ALL)) {
-            snprintf(names[i], sizeof names[i], "cam.%s.%s", cam_choices[x->cam], layer_choices[(i + 1) % 6]);
-            items[count++] = (clnet_file_item){.name = names[i], .rank = 3, .data = r->maps[i],
+            snprintf(names[i], sizeof names[i], "cam.%s.%s", cam_choices[x->cam],
+                     layer_choices[(i + 1) % 6]);
+            items[count++] = (clnet_file_item){.name = names[i],
+                                               .rank = 3,
+                                               .data = r->maps[i],
                                                .shape = {N, r->sizes[i][0], r->sizes[i][1]}};
         }
     }
@@ -175,8 +181,9 @@ static void raw_free(raw *r) {
 
 // ---- pictures -----------------------------------------------------------------------------------
 
-// NAME_cam.png and the cell of the first panel. With several networks their number stands in the name.
-static bool save_map(explain *x, int network, size_t index, const image *im, const explanation *e, problem *p) {
+// NAME_cam.png and the cell of the first panel. With several networks it is NAME_cam1.png, ..
+static bool save_map(explain *x, int network, size_t index, const image *im, const explanation *e,
+                     problem *p) {
     const char *name = x->images.items[index].name;
     char file[DISK_PATH], path[DISK_PATH], number[16] = "";
     picture drawn = {0};
@@ -191,14 +198,16 @@ static bool save_map(explain *x, int network, size_t index, const image *im, con
     if (ok && x->panel_path) {
         ok = gallery_label_row(&x->panel, (int)index, name, p) &&
              gallery_set(&x->panel, (int)index, 0, im->bytes, im->height, im->width, p) &&
-             gallery_set(&x->panel, (int)index, network + 1, drawn.bytes, drawn.height, drawn.width, p);
+             gallery_set(&x->panel, (int)index, network + 1, drawn.bytes, drawn.height, drawn.width,
+                         p);
     }
     picture_free(&drawn);
     return ok;
 }
 
 // The cells of the second panel: the image, its truth if there is one, the mask.
-static bool save_mask(explain *x, int network, size_t index, const image *im, const explanation *e, problem *p) {
+static bool save_mask(explain *x, int network, size_t index, const image *im, const explanation *e,
+                      problem *p) {
     const int row = (int)index;
     const dataset_item *item = truth_item(&x->truth, x->images.items[index].name);
     image mask;
@@ -240,8 +249,8 @@ static bool choose_class(const explain *x, size_t index, int *label, problem *p)
 
 static bool explain_image(explain *x, int network, size_t index, problem *p) {
     const char *path = x->images.items[index].path;
-    explanation_desc desc = {.variant = (clnet_cam_variant)x->cam, .layer = x->layer,
-                             .mask = x->masks_path != NULL};
+    explanation_desc desc = {
+        .variant = (clnet_cam_variant)x->cam, .layer = x->layer, .mask = x->masks_path != NULL};
     image im;
     explanation e;
     if (!choose_class(x, index, &desc.label, p) || !image_load(path, IMAGE_RGB, &im, p)) {
@@ -266,7 +275,8 @@ static bool explain_image(explain *x, int network, size_t index, problem *p) {
     return ok;
 }
 
-// All images through one network. One that cannot be used is told and left out, unless it is the only.
+// All images through one network. One that cannot be used is told and left out; where it is the
+// only one, that is the command's failure.
 static bool explain_all(explain *x, int network, problem *p) {
     for (size_t i = 0; i < x->images.count && !command_signal; i++) {
         problem reason = {0};
@@ -292,14 +302,17 @@ static bool open_network(explain *x, int network, const option *options, size_t 
         return false;
     }
     if (x->model->logits && x->model->desc.classes != DATASET_CLASSES) {
-        return problem_input(p, "%s: has %d classes, needed are %d: melanoma, seborrheic keratosis, nevus",
-                             file, x->model->desc.classes, DATASET_CLASSES);
+        return problem_input(
+            p, "%s: has %d classes, needed are %d: melanoma, seborrheic keratosis, nevus", file,
+            x->model->desc.classes, DATASET_CLASSES);
     }
     if (!x->model->logits && !x->masks_path) {
-        return problem_input(p, "%s: %s has no classification, so there are no class activation maps", file,
-                             x->model->desc.name);
+        return problem_input(p,
+                             "%s: %s has no classification, so there are no class activation maps",
+                             file, x->model->desc.name);
     }
-    return (!x->panel_path || gallery_label_column(&x->panel, network + 1, x->model->desc.name, p)) &&
+    return (!x->panel_path ||
+            gallery_label_column(&x->panel, network + 1, x->model->desc.name, p)) &&
            (!x->masks_path || gallery_label_column(&x->masks, network + 2, x->model->desc.name, p));
 }
 
@@ -329,11 +342,13 @@ static bool execute(explain *x, const option *options, size_t count, problem *p)
     if (command_signal) {
         return true; // half a panel would pass for a whole one
     }
-    if ((x->raw.images && !raw_write(x, p)) || (x->panel_path && !gallery_write(&x->panel, x->panel_path, p)) ||
+    if ((x->raw.images && !raw_write(x, p)) ||
+        (x->panel_path && !gallery_write(&x->panel, x->panel_path, p)) ||
         (x->masks_path && !gallery_write(&x->masks, x->masks_path, p))) {
         return false;
     }
-    return x->failed == 0 || problem_input(p, "%zu of %zu images could not be used", x->failed, x->images.count);
+    return x->failed == 0 ||
+           problem_input(p, "%zu of %zu images could not be used", x->failed, x->images.count);
 }
 
 // F[,F2,..] into a list of files.
@@ -349,8 +364,8 @@ static bool split_weights(explain *x, problem *p) {
             *comma = 0;
         }
         if (*at == 0 || x->networks == MAX_NETWORKS) {
-            return problem_input(p, "--weights %s: needs 1 to %d files with commas between them", x->weights,
-                                 MAX_NETWORKS);
+            return problem_input(p, "--weights %s: needs 1 to %d files with commas between them",
+                                 x->weights, MAX_NETWORKS);
         }
         x->files[x->networks++] = at;
         at = comma ? comma + 1 : NULL;
@@ -363,13 +378,15 @@ static bool check(explain *x, problem *p) {
         return problem_input(p, "--weights is missing");
     }
     if (!x->out && !x->raw_path && !x->panel_path && !x->masks_path) {
-        return problem_input(p, "nothing to write: --out, --raw, --panel or --panel-masks is missing");
+        return problem_input(p,
+                             "nothing to write: --out, --raw, --panel or --panel-masks is missing");
     }
     if (x->class == CLASS_TRUTH && !x->truth_path) {
         return problem_input(p, "--class truth: needs --truth");
     }
     return split_weights(x, p) &&
-           (x->networks == 1 || !x->raw_path || problem_input(p, "--raw: is for one network, not for %d", x->networks));
+           (x->networks == 1 || !x->raw_path ||
+            problem_input(p, "--raw: is for one network, not for %d", x->networks));
 }
 
 static void clean_up(explain *x) {
@@ -387,15 +404,19 @@ static void clean_up(explain *x) {
 bool command_explain(int argc, char **argv, bool usage, problem *p) {
     explain x = {.layer = 5, .class = CLASS_PREDICTED};
     option options[] = {
-        OPTION(TEXT, "--weights", &x.weights, "weights of the network, or of several: F1,F2,.. (required)"),
+        OPTION(TEXT, "--weights", &x.weights,
+               "weights of the network, or of several: F1,F2,.. (required)"),
         OPTION_OF(cam_choices, "--cam", &x.cam, "kind of map (default: paper)"),
         OPTION_OF(layer_choices, "--layer", &x.layer, "stage it is taken from (default: fm5)"),
         OPTION_OF(class_choices, "--class", &x.class, "class to explain (default: predicted)"),
-        OPTION(TEXT, "--truth", &x.truth_path, "labels: a CSV file, or a data set, which has masks too"),
+        OPTION(TEXT, "--truth", &x.truth_path,
+               "labels: a CSV file, or a data set, which has masks too"),
         OPTION(TEXT, "--out", &x.out, "folder for *_cam.png, the map over the image"),
-        OPTION(TEXT, "--raw", &x.raw_path, "safetensors for image, logits, class, cam.VARIANT.LAYER"),
+        OPTION(TEXT, "--raw", &x.raw_path,
+               "safetensors for image, logits, class, cam.VARIANT.LAYER"),
         OPTION(TEXT, "--panel", &x.panel_path, "PNG: image and map of each network (Fig. 3)"),
-        OPTION(TEXT, "--panel-masks", &x.masks_path, "PNG: image, truth, mask of each network (Fig. 4)"),
+        OPTION(TEXT, "--panel-masks", &x.masks_path,
+               "PNG: image, truth, mask of each network (Fig. 4)"),
         NETWORK_OPTIONS(&x.network),
         DEVICE_OPTIONS(&x.device),
     };

@@ -35,7 +35,8 @@ static bool forward(clnet_model *m, const char *name, const image *im, explanati
     return true;
 }
 
-static bool make_mask(clnet_model *m, const char *name, const image *im, explanation *e, problem *p) {
+static bool make_mask(clnet_model *m, const char *name, const image *im, explanation *e,
+                      problem *p) {
     const size_t pixels = (size_t)im->height * (size_t)im->width;
     float *logits = malloc(clnet_tensor_count(m->mask_logits) * sizeof *logits);
     float *probability = malloc(pixels * sizeof *probability);
@@ -106,8 +107,8 @@ static bool combine(const clnet_model *m, const char *name, int layer, explanati
     return ok;
 }
 
-static bool make_maps(clnet_model *m, const char *name, const explanation_desc *desc, explanation *e,
-                      problem *p) {
+static bool make_maps(clnet_model *m, const char *name, const explanation_desc *desc,
+                      explanation *e, problem *p) {
     e->label = desc->label;
     for (int stage = 1; stage <= 5; stage++) {
         if ((desc->layer == EXPLANATION_ALL || desc->layer == stage) &&

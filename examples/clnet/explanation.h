@@ -26,9 +26,9 @@ typedef struct explanation {
     float logits[CLNET_MAX_CLASSES]; // 0 without classification
     int label;                       // the class that is explained, -1 without classification
     explanation_map stage[5];
-    explanation_map map;             // what to show. With all layers: each map resized to the input's
-                                     // size and divided by its maximum, then averaged
-    unsigned char *mask;             // (height, width) of the image, 255 or 0; NULL without one
+    explanation_map map; // what to show. With all layers: each map resized to the input's
+                         // size and divided by its maximum, then averaged
+    unsigned char *mask; // (height, width) of the image, 255 or 0; NULL without one
 } explanation;
 
 // Runs a network made for CLNET_EXPLAIN, batch 1, on an image. `name` stands for it in messages. A

@@ -6,7 +6,8 @@
 enum { CELL = 224 }; // pixels of the longer side
 
 bool gallery_create(gallery *g, int rows, int columns, problem *p) {
-    *g = (gallery){.rows = rows, .columns = columns,
+    *g = (gallery){.rows = rows,
+                   .columns = columns,
                    .cells = calloc((size_t)rows * (size_t)columns, sizeof(picture)),
                    .row_labels = calloc((size_t)rows, sizeof(char *)),
                    .column_labels = calloc((size_t)columns, sizeof(char *))};
@@ -89,8 +90,8 @@ static bool column_used(const gallery *g, int column) {
 // The rows and columns in use, closed up as a panel wants them. The cells stay the gallery's.
 static picture_panel_desc close_up(const gallery *g, picture *cells, const char **row_labels,
                                    const char **column_labels) {
-    picture_panel_desc desc = {.cells = cells, .row_labels = row_labels, .column_labels = column_labels,
-                               .cell = CELL};
+    picture_panel_desc desc = {
+        .cells = cells, .row_labels = row_labels, .column_labels = column_labels, .cell = CELL};
     size_t used = 0;
     for (int column = 0; column < g->columns; column++) {
         if (column_used(g, column)) {

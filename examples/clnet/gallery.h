@@ -7,8 +7,8 @@
 
 typedef struct gallery {
     int rows, columns;
-    picture *cells;      // rows * columns, by rows
-    char **row_labels;   // rows
+    picture *cells;       // rows * columns, by rows
+    char **row_labels;    // rows
     char **column_labels; // columns
 } gallery;
 

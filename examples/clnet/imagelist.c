@@ -17,7 +17,8 @@ static bool ends_with(const char *text, const char *end) {
 }
 
 static bool is_image(const char *name) {
-    return name[0] != '.' && !ends_with(name, "_segmentation.png") && !ends_with(name, "_superpixels.png") &&
+    return name[0] != '.' && !ends_with(name, "_segmentation.png") &&
+           !ends_with(name, "_superpixels.png") &&
            (ends_with(name, ".jpg") || ends_with(name, ".jpeg") || ends_with(name, ".png"));
 }
 
@@ -39,7 +40,8 @@ static bool add(imagelist *list, const char *path, problem *p) {
     imagelist_item *items = realloc(list->items, (list->count + 1) * sizeof *items);
     if (items) {
         list->items = items;
-        items[list->count] = (imagelist_item){.path = malloc(strlen(path) + 1), .name = name_of(path)};
+        items[list->count] =
+            (imagelist_item){.path = malloc(strlen(path) + 1), .name = name_of(path)};
         list->count++;
     }
     if (!items || !items[list->count - 1].path || !items[list->count - 1].name) {
@@ -77,7 +79,8 @@ static bool add_folder(imagelist *list, const char *folder, problem *p) {
 }
 
 static int by_name(const void *a, const void *b) {
-    return strcmp((*(const imagelist_item *const *)a)->name, (*(const imagelist_item *const *)b)->name);
+    return strcmp((*(const imagelist_item *const *)a)->name,
+                  (*(const imagelist_item *const *)b)->name);
 }
 
 static bool names_differ(const imagelist *list, problem *p) {

@@ -16,10 +16,10 @@ typedef struct imagelist {
     size_t count;
 } imagelist;
 
-// Lists them. Files are not opened: whether they are images is seen when they are read. In a folder,
-// .jpg, .jpeg and .png count, without masks (_segmentation.png) and _superpixels.png. Refused: a
-// folder without images, and two images of the same name, whose results would be one file. On
-// failure *out is empty.
+// Lists them. Files are not opened: whether they are images is seen when they are read. In a
+// folder, .jpg, .jpeg and .png count, without masks (_segmentation.png) and _superpixels.png.
+// Refused: a folder without images, and two images of the same name, whose results would be one
+// file. On failure *out is empty.
 bool imagelist_make(const char *const *paths, size_t count, imagelist *out, problem *p);
 
 void imagelist_free(imagelist *list);

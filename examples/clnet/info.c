@@ -1,4 +1,4 @@
-// clnet info: layers, shapes, parameters, FLOPs and memory of a network, without taking that memory.
+// clnet info: layers, shapes, parameters, FLOPs and memory plan of a network.
 #include "commands.h"
 #include "machine.h"
 #include "network.h"
@@ -113,14 +113,16 @@ static void format_shape(char text[64], const clnet_tensor *t, const char *betwe
     size_t used = 0;
     text[0] = 0;
     for (int i = 0; i < clnet_tensor_rank(t); i++) {
-        used += (size_t)snprintf(text + used, 64 - used, "%s%d", i ? between : "", clnet_tensor_size(t, i));
+        used += (size_t)snprintf(text + used, 64 - used, "%s%d", i ? between : "",
+                                 clnet_tensor_size(t, i));
     }
 }
 
 // ---- text ---------------------------------------------------------------------------------------
 
 static void print_nodes(const clnet_model *m) {
-    printf("%-18s %-28s %-20s %12s %12s\n", "operation", "name", "output", "parameters", "MMAC/image");
+    printf("%-18s %-28s %-20s %12s %12s\n", "operation", "name", "output", "parameters",
+           "MMAC/image");
     for (int i = 0; i < clnet_graph_nodes(m->graph); i++) {
         const clnet_tensor *out = clnet_graph_node_output(m->graph, i);
         const size_t parameters = node_parameters(m, i);
@@ -133,8 +135,8 @@ static void print_nodes(const clnet_model *m) {
         if (macs > 0) {
             snprintf(work, sizeof work, "%.3f", 1e-6 * macs);
         }
-        printf("%-18s %-28s %-20s %12s %12s\n", clnet_graph_node_op(m->graph, i), clnet_tensor_name(out),
-               shape, count, work);
+        printf("%-18s %-28s %-20s %12s %12s\n", clnet_graph_node_op(m->graph, i),
+               clnet_tensor_name(out), shape, count, work);
     }
     printf("\n");
 }
@@ -180,7 +182,8 @@ static void print_memory(const info *c, const demand demands[PURPOSES]) {
     if (!c->machine.available) {
         return;
     }
-    printf("largest batch that fits into %s of available memory:", machine_bytes(available, c->machine.available));
+    printf("largest batch that fits into %s of available memory:",
+           machine_bytes(available, c->machine.available));
     for (int i = 0; i < PURPOSES; i++) {
         if (demands[i].wanted) {
             printf(" %s%d for %s", demands[i].largest_batch == LARGEST_BATCH ? "at least " : "",
@@ -193,7 +196,8 @@ static void print_memory(const info *c, const demand demands[PURPOSES]) {
 static void print_text(const info *c, const clnet_model *m, const demand demands[PURPOSES]) {
     const totals t = count_all(m);
     printf("%s, width %g, input %d x %d, %d classes, fusion %s\n\n", m->desc.name, m->desc.width,
-           m->desc.size[0], m->desc.size[1], m->desc.classes, network_fusion_choices[m->desc.fusion]);
+           m->desc.size[0], m->desc.size[1], m->desc.classes,
+           network_fusion_choices[m->desc.fusion]);
     print_nodes(m);
     printf("parameters %zu (%.3f million), running statistics %zu\n", t.parameters,
            1e-6 * (double)t.parameters, t.buffers);
@@ -211,24 +215,27 @@ static void print_json_nodes(const clnet_model *m) {
         format_shape(shape, out, ", ");
         printf("%s\n  {\"op\": \"%s\", \"name\": ", i ? "," : "", clnet_graph_node_op(m->graph, i));
         machine_print_json(clnet_tensor_name(out));
-        printf(", \"shape\": [%s], \"parameters\": %zu, \"macs\": %.0f}", shape, node_parameters(m, i),
-               clnet_graph_node_macs(m->graph, i) / m->desc.batch);
+        printf(", \"shape\": [%s], \"parameters\": %zu, \"macs\": %.0f}", shape,
+               node_parameters(m, i), clnet_graph_node_macs(m->graph, i) / m->desc.batch);
     }
     printf("]");
 }
 
 static void print_json(const info *c, const clnet_model *m, const demand demands[PURPOSES]) {
     const totals t = count_all(m);
-    printf("{\"model\": \"%s\", \"width\": %.17g, \"size\": [%d, %d], \"classes\": %d, \"fusion\": \"%s\", "
-           "\"batch\": %d,\n\"parameters\": %zu, \"buffers\": %zu, \"macs\": %.0f, \"flops\": %.0f,\n"
-           "\"memory_available_bytes\": %" PRIu64 ",\n",
-           m->desc.name, m->desc.width, m->desc.size[0], m->desc.size[1], m->desc.classes,
-           network_fusion_choices[m->desc.fusion], c->desc.batch, t.parameters, t.buffers, t.macs,
-           2 * t.macs, c->machine.available);
+    printf(
+        "{\"model\": \"%s\", \"width\": %.17g, \"size\": [%d, %d], \"classes\": %d, \"fusion\": "
+        "\"%s\", "
+        "\"batch\": %d,\n\"parameters\": %zu, \"buffers\": %zu, \"macs\": %.0f, \"flops\": %.0f,\n"
+        "\"memory_available_bytes\": %" PRIu64 ",\n",
+        m->desc.name, m->desc.width, m->desc.size[0], m->desc.size[1], m->desc.classes,
+        network_fusion_choices[m->desc.fusion], c->desc.batch, t.parameters, t.buffers, t.macs,
+        2 * t.macs, c->machine.available);
     for (int i = 0; i < PURPOSES; i++) {
         const clnet_memory_plan *b = &demands[i].plan;
         if (demands[i].wanted) {
-            printf("\"%s\": {\"parameters_bytes\": %zu, \"buffers_bytes\": %zu, \"gradients_bytes\": %zu, "
+            printf("\"%s\": {\"parameters_bytes\": %zu, \"buffers_bytes\": %zu, "
+                   "\"gradients_bytes\": %zu, "
                    "\"optimiser_bytes\": %zu, \"activations_bytes\": %zu, \"unshared_bytes\": %zu, "
                    "\"workspace_bytes\": %zu, \"total_bytes\": %zu, \"largest_batch\": %d},\n",
                    purpose_choices[i], b->parameters, b->buffers, b->gradients, b->optimiser,
@@ -250,7 +257,8 @@ static bool describe(info *c, const option *options, size_t count, problem *p) {
     }
     for (size_t i = 0; i < sizeof said / sizeof *said; i++) {
         if (options_find(options, count, said[i])->given) {
-            return problem_input(p, "%s: cannot stand beside --weights, where the file says it", said[i]);
+            return problem_input(p, "%s: cannot stand beside --weights, where the file says it",
+                                 said[i]);
         }
     }
     if (clnet_model_describe(c->ctx, c->weights, &c->desc, c->name) != CLNET_OK) {

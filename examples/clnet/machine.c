@@ -6,15 +6,16 @@
 #include <string.h>
 #include <unistd.h>
 
-// Calls `take` with the value of each line "key<blanks>: value" of a file of /proc that has the key.
-static void read_values(const char *path, const char *key, void (*take)(void *user, const char *value),
-                        void *user) {
+// Calls `take` with the value of each line "key : value" of a file of /proc that has this key.
+static void read_values(const char *path, const char *key,
+                        void (*take)(void *user, const char *value), void *user) {
     char line[512];
     FILE *f = fopen(path, "r");
     while (f && fgets(line, sizeof line, f)) {
         char *colon = strchr(line, ':');
         const size_t length = strlen(key);
-        if (colon && !strncmp(line, key, length) && strspn(line + length, " \t") == (size_t)(colon - line) - length) {
+        if (colon && !strncmp(line, key, length) &&
+            strspn(line + length, " \t") == (size_t)(colon - line) - length) {
             colon[1 + strcspn(colon + 1, "\n")] = 0;
             take(user, colon + 1 + strspn(colon + 1, " \t"));
         }

@@ -24,7 +24,8 @@ static void record(failure *f, size_t index, const problem *reason) {
 }
 
 // The schedule is dynamic with chunks of one, which hands indices out in order: whatever stands
-// before an item that fails has begun by then, so the lowest failure does not depend on the threads.
+// before an item that fails has begun by then. So the lowest failure is the same for any number of
+// threads.
 bool parallel_for(size_t count, int threads, bool (*work)(void *user, size_t index, problem *p),
                   void *user, problem *p) {
     failure first = {.index = count};

@@ -20,12 +20,12 @@ typedef struct predict {
     size_t failed; // images that could not be used
     clnet_context *ctx;
     clnet_model *model;
-    char *csv;     // predictions.csv so far
+    char *csv; // predictions.csv so far
     size_t csv_used;
 } predict;
 
-static bool write_mask(const predict *c, const char *name, const image *im, const unsigned char *mask,
-                       problem *p) {
+static bool write_mask(const predict *c, const char *name, const image *im,
+                       const unsigned char *mask, problem *p) {
     char path[DISK_PATH], file[DISK_PATH];
     picture overlay = {0};
     snprintf(file, sizeof file, "%s_segmentation.png", name);
@@ -39,28 +39,34 @@ static bool write_mask(const predict *c, const char *name, const image *im, cons
     return ok;
 }
 
-// One more row. A name with a comma, a quote or a line's end stands in quotes.
+// A name as a field of a CSV file, in 2 strlen(name) + 3 bytes: in quotes where it has a comma, a
+// quote or a line's end. Returns where it ends.
+static char *write_field(char *to, const char *name) {
+    if (!strpbrk(name, ",\"\r\n")) {
+        return to + sprintf(to, "%s", name);
+    }
+    *to++ = '"';
+    for (; *name; name++) {
+        if (*name == '"') {
+            *to++ = '"';
+        }
+        *to++ = *name;
+    }
+    *to++ = '"';
+    return to;
+}
+
 static bool add_row(predict *c, const char *name, const double *scores, problem *p) {
-    const size_t room = c->csv_used + 2 * strlen(name) + 128;
-    char *csv = realloc(c->csv, room);
+    char *csv = realloc(c->csv, c->csv_used + 2 * strlen(name) + 128);
     if (!csv) {
         return problem_run(p, "%s: no memory for its row", name);
     }
     c->csv = csv;
-    if (c->csv_used == 0) {
-        c->csv_used += (size_t)sprintf(csv, "image_id,melanoma,seborrheic_keratosis\n");
-    }
-    const bool quoted = strpbrk(name, ",\"\r\n") != NULL;
     char *to = csv + c->csv_used;
-    *to = '"';
-    to += quoted;
-    for (const char *from = name; *from; from++) {
-        *to = '"';
-        to += *from == '"';
-        *to++ = *from;
+    if (c->csv_used == 0) {
+        to += sprintf(to, "image_id,melanoma,seborrheic_keratosis\n");
     }
-    *to = '"';
-    to += quoted;
+    to = write_field(to, name);
     to += sprintf(to, ",%.9g,%.9g\n", scores[DATASET_MELANOMA], scores[DATASET_KERATOSIS]);
     c->csv_used = (size_t)(to - csv);
     return true;
@@ -87,12 +93,14 @@ static void print_line(const predict *c, const char *name, const double *scores,
 static bool predict_image(predict *c, const imagelist_item *item, const image *im, problem *p) {
     const size_t pixels = (size_t)im->height * (size_t)im->width;
     clnet_prediction result = {.mask = c->model->mask_logits ? malloc(pixels) : NULL};
-    bool ok = !c->model->mask_logits || result.mask || problem_run(p, "%s: no memory for its mask", item->path);
+    bool ok = !c->model->mask_logits || result.mask ||
+              problem_run(p, "%s: no memory for its mask", item->path);
     if (ok && clnet_predict(c->model, im->bytes, im->height, im->width, &result) != CLNET_OK) {
         ok = problem_context(p, c->ctx);
     }
     for (int k = 0; ok && c->model->logits && k < DATASET_CLASSES; k++) {
-        ok = isfinite(result.scores[k]) || problem_run(p, "%s: the network's scores are not finite", item->path);
+        ok = isfinite(result.scores[k]) ||
+             problem_run(p, "%s: the network's scores are not finite", item->path);
     }
     ok = ok && (!c->out || !result.mask || write_mask(c, item->name, im, result.mask, p)) &&
          (!c->out || !c->model->logits || add_row(c, item->name, result.scores, p));
@@ -103,7 +111,8 @@ static bool predict_image(predict *c, const imagelist_item *item, const image *i
     return ok;
 }
 
-// All images. One that is no image is told and left out, unless it is the only one.
+// All images. One that cannot be read is told and left out; where it is the only one, that is the
+// command's failure.
 static bool predict_all(predict *c, problem *p) {
     for (size_t i = 0; i < c->images.count && !command_signal; i++) {
         image im;
@@ -133,34 +142,39 @@ static bool write_predictions(const predict *c, problem *p) {
 
 static bool execute(predict *c, const option *options, size_t count, problem *p) {
     c->ctx = device_open(&c->device, p);
-    c->model = c->ctx ? network_open(c->ctx, c->weights, &c->network, options, count, CLNET_INFER, 1,
-                                     false, p) : NULL;
+    c->model = c->ctx ? network_open(c->ctx, c->weights, &c->network, options, count, CLNET_INFER,
+                                     1, false, p)
+                      : NULL;
     if (!c->model) {
         return false;
     }
     if (c->model->logits && c->model->desc.classes != DATASET_CLASSES) {
-        return problem_input(p, "%s: has %d classes, needed are %d: melanoma, seborrheic keratosis, nevus",
-                             c->weights, c->model->desc.classes, DATASET_CLASSES);
+        return problem_input(
+            p, "%s: has %d classes, needed are %d: melanoma, seborrheic keratosis, nevus",
+            c->weights, c->model->desc.classes, DATASET_CLASSES);
     }
-    if ((c->out && !disk_make_folder(c->out, p)) || !predict_all(c, p) || !write_predictions(c, p)) {
+    if ((c->out && !disk_make_folder(c->out, p)) || !predict_all(c, p) ||
+        !write_predictions(c, p)) {
         return false;
     }
-    return c->failed == 0 || problem_input(p, "%zu of %zu images could not be read", c->failed,
-                                           c->images.count);
+    return c->failed == 0 ||
+           problem_input(p, "%zu of %zu images could not be read", c->failed, c->images.count);
 }
 
 bool command_predict(int argc, char **argv, bool usage, problem *p) {
     predict c = {0};
     option options[] = {
         OPTION(TEXT, "--weights", &c.weights, "weights of the network (required)"),
-        OPTION(TEXT, "--out", &c.out, "folder for *_segmentation.png, *_overlay.png, predictions.csv"),
+        OPTION(TEXT, "--out", &c.out,
+               "folder for *_segmentation.png, *_overlay.png, predictions.csv"),
         NETWORK_OPTIONS(&c.network),
         DEVICE_OPTIONS(&c.device),
     };
     const size_t count = sizeof options / sizeof *options;
     if (usage) {
         printf("usage: clnet predict IMAGES.. --weights FILE [options]\n\n"
-               "IMAGES are JPEG or PNG files, or folders of them. Without --out the scores are printed "
+               "IMAGES are JPEG or PNG files, or folders of them. Without --out the scores are "
+               "printed "
                "only.\n\n");
         options_print(options, count);
         return true;

@@ -63,8 +63,12 @@ static void show(progress *bar, double now) {
 
 void progress_begin(progress *bar, size_t total, const char *what) {
     const double now = progress_clock();
-    *bar = (progress){.what = what, .total = total, .terminal = isatty(STDERR_FILENO) == 1,
-                      .begun = now, .shown = now, .first_time = -1};
+    *bar = (progress){.what = what,
+                      .total = total,
+                      .terminal = isatty(STDERR_FILENO) == 1,
+                      .begun = now,
+                      .shown = now,
+                      .first_time = -1};
 }
 
 void progress_update(progress *bar, size_t done, const char *extra) {

@@ -1,4 +1,4 @@
-// clnet score: the metrics of masks and scores that are already there, in the ISIC submission format.
+// clnet score: the metrics of masks and scores that are already there (ISIC submission format).
 #define _POSIX_C_SOURCE 200809L
 #include "commands.h"
 #include "csv.h"
@@ -27,7 +27,7 @@ typedef struct score {
     char **ids;             // of the masks there are, sorted
     size_t id_count;
     char csv_path[DISK_PATH];
-    csv_table table;        // no rows: there are no scores
+    csv_table table;                          // no rows: there are no scores
     clnet_segmentation_metrics *segmentation; // of each image with a truth, then behind each other
     evaluation figures;
 } score;
@@ -150,12 +150,13 @@ static bool open_split(score *s, const char *split, problem *p) {
         return false;
     }
     const char *id = stranger(s, &s->truth);
-    return !id || problem_input(p, "%s: has a prediction for %s, which is not in the %s split of %s", s->pred, id,
-                                split, s->truth_path);
+    return !id ||
+           problem_input(p, "%s: has a prediction for %s, which is not in the %s split of %s",
+                         s->pred, id, split, s->truth_path);
 }
 
-// The split that has all ids of the predictions. Where none has, the message is about the split that
-// has the first of them.
+// The split that has all ids of the predictions. Where none has, the message is about the split
+// that has the first of them.
 static bool find_split(score *s, problem *p) {
     const char *first = s->id_count ? s->ids[0] : s->table.rows[0].id;
     for (int i = 0; i < SPLITS; i++) {
@@ -171,7 +172,8 @@ static bool find_split(score *s, problem *p) {
             return open_split(s, split_choices[i], p);
         }
     }
-    return problem_input(p, "%s: has a prediction for %s, which is in no split of %s", s->pred, first, s->truth_path);
+    return problem_input(p, "%s: has a prediction for %s, which is in no split of %s", s->pred,
+                         first, s->truth_path);
 }
 
 // ---- measuring ----------------------------------------------------------------------------------
@@ -185,7 +187,8 @@ static bool none_missing(const score *s, bool masks, problem *p) {
         if (masks ? !item->mask : item->label == DATASET_NO_LABEL) {
             continue;
         }
-        char *const *id = masks ? bsearch(&item->id, s->ids, s->id_count, sizeof *s->ids, by_text) : NULL;
+        char *const *id =
+            masks ? bsearch(&item->id, s->ids, s->id_count, sizeof *s->ids, by_text) : NULL;
         needed++;
         if (masks ? !id : !csv_find(&s->table, item->id)) {
             first = first ? first : item->id;
@@ -193,7 +196,8 @@ static bool none_missing(const score *s, bool masks, problem *p) {
         }
     }
     return missing == 0 || problem_input(p, "%s: has no %s for %s (missing are %zu of %zu)",
-                                         masks ? s->folder : s->csv_path, masks ? "mask" : "row", first, missing, needed);
+                                         masks ? s->folder : s->csv_path, masks ? "mask" : "row",
+                                         first, missing, needed);
 }
 
 static bool compare(score *s, size_t i, const image *truth, problem *p) {
@@ -218,8 +222,8 @@ static bool compare(score *s, size_t i, const image *truth, problem *p) {
         clnet_segmentation_score(mask.bytes, truth->bytes, (size_t)mask.height * (size_t)mask.width,
                                  &s->segmentation[i]);
     } else {
-        problem_input(p, "%s: is %d x %d pixels, its truth %s is %d x %d", path, mask.width, mask.height,
-                      s->truth.items[i].mask, truth->width, truth->height);
+        problem_input(p, "%s: is %d x %d pixels, its truth %s is %d x %d", path, mask.width,
+                      mask.height, s->truth.items[i].mask, truth->width, truth->height);
     }
     image_free(&mask);
     return ok;
@@ -288,7 +292,8 @@ static bool execute(score *s, problem *p) {
         return false;
     }
     if (s->id_count == 0 && s->table.count == 0) {
-        return problem_input(p, "%s: holds neither masks (ID_segmentation.png) nor predictions.csv", s->pred);
+        return problem_input(p, "%s: holds neither masks (ID_segmentation.png) nor predictions.csv",
+                             s->pred);
     }
     if (!(s->split >= 0 ? open_split(s, split_choices[s->split], p) : find_split(s, p)) ||
         (s->id_count && !score_masks(s, p)) || (s->table.count && !score_classes(s, p))) {
@@ -322,12 +327,16 @@ static bool check(const score *s, problem *p) {
 bool command_score(int argc, char **argv, bool usage, problem *p) {
     score s = {.split = -1, .figures = evaluation_empty()};
     option options[] = {
-        OPTION(TEXT, "--truth", &s.truth_path, "folder of the data set, ISIC 2017 layout (required)"),
-        OPTION(TEXT, "--pred", &s.pred, "folder of ID_segmentation.png and predictions.csv (required)"),
-        OPTION(TEXT, "--csv", &s.csv, "the scores (default: predictions.csv, else the first that fits)"),
+        OPTION(TEXT, "--truth", &s.truth_path,
+               "folder of the data set, ISIC 2017 layout (required)"),
+        OPTION(TEXT, "--pred", &s.pred,
+               "folder of ID_segmentation.png and predictions.csv (required)"),
+        OPTION(TEXT, "--csv", &s.csv,
+               "the scores (default: predictions.csv, else the first that fits)"),
         OPTION(TEXT, "--out", &s.out, "folder for metrics.json"),
         OPTION_OF(split_choices, "--split", &s.split, "which images (default: found by the ids)"),
-        OPTION_RANGE(INT, "--threads", &s.device.threads, 1, 1024, "threads (default: all processors)"),
+        OPTION_RANGE(INT, "--threads", &s.device.threads, 1, 1024,
+                     "threads (default: all processors)"),
     };
     const size_t count = sizeof options / sizeof *options;
     if (usage) {
@@ -336,7 +345,8 @@ bool command_score(int argc, char **argv, bool usage, problem *p) {
         return true;
     }
     size_t paths;
-    bool ok = options_parse(argc, argv, options, count, NULL, &paths, 0, p) && check(&s, p) && execute(&s, p);
+    bool ok = options_parse(argc, argv, options, count, NULL, &paths, 0, p) && check(&s, p) &&
+              execute(&s, p);
     if (!ok && command_signal) {
         fprintf(stderr, "clnet score: stopped\n");
         ok = true;

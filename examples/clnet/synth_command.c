@@ -18,7 +18,8 @@ bool command_synth(int argc, char **argv, bool usage, problem *p) {
     option options[] = {
         OPTION(TEXT, "--out", &out, "folder for the data set (required)"),
         OPTION_RANGE(INT, "--train", &train, 0, 1000000, "images for training (default: 0)"),
-        OPTION_RANGE(INT, "--validation", &validation, 0, 1000000, "images for validation (default: 0)"),
+        OPTION_RANGE(INT, "--validation", &validation, 0, 1000000,
+                     "images for validation (default: 0)"),
         OPTION_RANGE(INT, "--test", &test, 0, 1000000, "images for testing (default: 0)"),
         OPTION(SIZE, "--size", &size, "their size, as 192 or 192x256 (default: 192)"),
         OPTION(SEED, "--seed", &seed, "of all that is random (default: 0)"),
@@ -39,8 +40,12 @@ bool command_synth(int argc, char **argv, bool usage, problem *p) {
     if (train + validation + test == 0) {
         return problem_input(p, "no images are wanted: --train, --validation or --test is missing");
     }
-    const synth_desc desc = {.train = (size_t)train, .validation = (size_t)validation,
-                             .test = (size_t)test, .height = size[0], .width = size[1], .seed = seed};
+    const synth_desc desc = {.train = (size_t)train,
+                             .validation = (size_t)validation,
+                             .test = (size_t)test,
+                             .height = size[0],
+                             .width = size[1],
+                             .seed = seed};
     progress bar;
     progress_begin(&bar, desc.train + desc.validation + desc.test, "images");
     bool ok = synth_write(out, &desc, go_on, &bar, p);
