@@ -11,6 +11,9 @@
 CC = gcc
 CXX = g++
 B = build
+MAKEFLAGS += --jobs=$(shell nproc 2>/dev/null || echo 2)
+# Idle threads sleep: spinning ones slow down everything on a machine that is busy with other work.
+export OMP_WAIT_POLICY = passive
 
 WARNINGS = -Wall -Wextra -Wshadow -Wconversion
 OPTIMISE = $(if $(SAN),$(SANITIZERS),-O3)
@@ -24,7 +27,8 @@ LIBS = -lm -lpthread
 PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
 UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_files $(B)/test_metrics \
-        $(B)/test_image $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation $(B)/test_header
+        $(B)/test_image $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation \
+        $(B)/test_header_static $(B)/test_header_cxx
 
 all: deps $(B)/clnet $(B)/clnet-verify
 
@@ -62,12 +66,20 @@ $(B)/rooms.a: $(filter-out $(B)/rooms/main.o,$(PROGRAM)) $(B)/clnet_implementati
 $(B)/clnet-verify: tests/verify.c tests/verify_gradient.c $(wildcard tests/verify*.h) clnet.h $(B)/flags
 	$(CC) $(CFLAGS) tests/verify.c tests/verify_gradient.c -o $@ $(LIBS)
 
-$(B)/test_networks_double: tests/test_networks.c clnet.h $(B)/flags
-	$(CC) $(CFLAGS) -DCLNET_REAL=double $< -o $@ $(LIBS)
+$(B)/clnet_double.o: clnet.h $(B)/flags
+	printf '#define CLNET_IMPLEMENTATION\n#include "clnet.h"\n' | \
+	    $(CC) $(CFLAGS) -DCLNET_REAL=double -x c -c - -o $@
 
-$(B)/test_header: $(wildcard tests/test_header_*) clnet.h $(B)/flags
-	$(CXX) -std=c++11 -Wall -Wextra -Wshadow -I. -Itests -c tests/test_header_cxx.cpp -o $@.cxx.o
-	$(CC) $(CFLAGS) $(wildcard tests/test_header_*.c) $@.cxx.o -o $@ $(LIBS)
+$(B)/test_networks_double: tests/test_networks.c tests/test.h $(B)/clnet_double.o
+	$(CC) $(CFLAGS) -DCLNET_REAL=double $< $(B)/clnet_double.o -o $@ $(LIBS)
+
+# Two files with a library each in one program; the declarations as C++11, linked to C.
+$(B)/test_header_static: tests/test_header_a.c tests/test_header_b.c clnet.h $(B)/flags
+	$(CC) $(CFLAGS) tests/test_header_a.c tests/test_header_b.c -o $@ $(LIBS)
+
+$(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o
+	$(CXX) -std=c++11 -Wall -Wextra -Wshadow $(if $(SAN),$(SANITIZERS)) $(OPENMP) -I. -Itests -c $< -o $@.o
+	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o -o $@ $(LIBS)
 
 $(B)/test_%: tests/test_%.c tests/test.h $(B)/rooms.a
 	$(CC) $(CFLAGS) $< $(B)/rooms.a -o $@ $(LIBS)
@@ -83,10 +95,10 @@ test: all examples $(UNITS)
 
 demo: all
 	@rm -rf $(B)/demo
-	$(B)/clnet synth --out $(B)/demo/data --train 300 --validation 90 --size 128
-	$(B)/clnet train $(B)/demo/data --out $(B)/demo --width 1/8 --size 80 --epochs 12 --lr 1e-3
+	$(B)/clnet synth --out $(B)/demo/data --train 400 --validation 90 --size 128
+	$(B)/clnet train $(B)/demo/data --out $(B)/demo --width 1/8 --size 64 --epochs 24 --lr 1e-3
 	$(B)/clnet evaluate $(B)/demo/data --weights $(B)/demo/best.safetensors --out $(B)/demo
-	$(B)/clnet explain $(B)/demo/data/ISIC-2017_Validation_Data/ISIC_000030[0-5].jpg \
+	$(B)/clnet explain $(B)/demo/data/ISIC-2017_Validation_Data/ISIC_000040[0-5].jpg \
 	    --weights $(B)/demo/best.safetensors --out $(B)/demo/explain --panel $(B)/demo/cam.png
 	@echo "the report: $(B)/demo/report.html"
 

@@ -114,7 +114,7 @@ float2 group_sum(local float2 *shared, const float2 mine) {
 #define REDUCE_GROUP __attribute__((reqd_work_group_size(REDUCE_CHANNELS, REDUCE_PIXELS, 1)))
 
 // Where a group leaves quantity number `quantity` of `quantities`.
-ulong partial_at(const int slices, const int C, const int quantities, const int quantity) {
+ulong partial_index(const int slices, const int C, const int quantities, const int quantity) {
     const ulong row = (ulong)get_global_id(2) * slices + get_group_id(1);
     return (row * C + get_global_id(0)) * quantities + quantity;
 }
@@ -123,7 +123,7 @@ void store_partial(global float *partial, local float2 *shared, const float2 min
                    const int C, const int quantities, const int quantity) {
     const float2 sum = group_sum(shared, mine);
     if (get_local_id(1) == 0 && get_global_id(0) < C) {
-        vstore2(sum, partial_at(slices, C, quantities, quantity), partial);
+        vstore2(sum, partial_index(slices, C, quantities, quantity), partial);
     }
 }
 

@@ -1,7 +1,11 @@
 // The contract of clnet.h beside its arithmetic: errors, memory, batches, threads, files of weights.
 #define _POSIX_C_SOURCE 200809L
-#define CLNET_IMPLEMENTATION
 #include "../clnet.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <pthread.h>
 #include <unistd.h>

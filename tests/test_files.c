@@ -532,7 +532,7 @@ static void check_many(const char *what, const char *format, size_t data, bool m
           memory.peak, size);
     for (int i = 0; i < 65536; i++) {
         char name[16];
-        clnet_file_tensor t;
+        clnet_file_tensor t = {0};
         snprintf(name, sizeof name, "%x", (unsigned)i);
         found += metadata ? clnet_tensor_file_metadata(f, name) != NULL
                           : clnet_tensor_file_find(f, name, &t);
@@ -636,7 +636,7 @@ static void check_defined(clnet_context *ctx, clnet_tensor_file *f) {
     size_t count = clnet_tensor_file_count(f), total = 0;
     bool same = true;
     for (size_t i = 0; i < count; i++) {
-        clnet_file_tensor t;
+        clnet_file_tensor t = {0};
         clnet_tensor_file_at(f, i, &t);
         same = same && clnet_tensor_file_read(f, &t, bytes[i]) == CLNET_OK &&
                memcmp(bytes[i], stored->data + t.offset, (size_t)t.bytes) == 0;

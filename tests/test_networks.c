@@ -1,13 +1,16 @@
 // Whole networks against PyTorch: tests/data/net_CASE.{weights,expected}.safetensors, made by
 // tests/data/make_networks.py, which also says how they are conditioned.
 //
-//     cc -std=c99 -O2 -fopenmp tests/test_networks.c -lm                        float, all paths
-//     cc -std=c99 -O2 -fopenmp -DCLNET_REAL=double tests/test_networks.c -lm    double, and Adam's steps
+// Compiled twice: in float on all paths, and with CLNET_REAL=double for Adam's steps as well.
 //
 // The limits are the network rows of the verification: probabilities 5e-5, gradients 1e-4 in relative
 // L2; in double what is left of PyTorch's rounding of its results to float.
-#define CLNET_IMPLEMENTATION
 #include "../clnet.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "test.h"
 

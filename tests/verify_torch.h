@@ -39,7 +39,7 @@ static bool torch_read(const torch_file *f, const char *part, double *values, si
     unsigned char *bytes = malloc((size_t)t.bytes);
     const bool read = bytes && clnet_tensor_file_read(f->file, &t, bytes) == CLNET_OK;
     for (size_t i = 0; read && i < count; i++) {
-        float value;
+        float value = 0;
         if (t.dtype == CLNET_I64) {
             values[i] = bytes[8 * i]; // labels: small and not negative
         } else {

@@ -1,3 +1,4 @@
+#define _POSIX_C_SOURCE 200809L
 #include "trainer.h"
 #include "commands.h"
 #include "disk.h"
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static size_t images_per_step(const trainer *t) {
     return (size_t)t->settings.batch * (size_t)t->settings.accumulate;
@@ -287,7 +289,7 @@ static bool end_epoch(trainer *t, double seconds, problem *p) {
         t->state.epoch++;
         ok = append_log(t, t->validation ? &e : NULL, lr, seconds, p);
         const trainer_sums *s = &t->state.sums;
-        fprintf(stderr, "epoch %d/%d: loss %.4f", t->state.epoch, t->settings.epochs, s->loss / s->images);
+        fprintf(stderr, "%sepoch %d/%d: loss %.4f", isatty(STDERR_FILENO) ? "\r\033[K" : "", t->state.epoch, t->settings.epochs, s->loss / s->images);
         if (e.masks) {
             fprintf(stderr, ", Jaccard %.4f", e.segmentation.jaccard);
         }
