@@ -972,7 +972,7 @@ static clnet_result clnet__cl_add_channel_sums(clnet_context *ctx, clnet__cl_pla
                                                size_t images, size_t pixels, size_t d_stride) {
     return CLNET__CL_RUN(ctx, add_channel_sums,
                          clnet__cl_plane(clnet__cl_of(ctx), channels, images), AT(d), AT(partial),
-                         INT(channels), INT(clnet__cl_slices(pixels)), INT(d_stride));
+                         INT(channels), INT(images), INT(clnet__cl_slices(pixels)), INT(d_stride));
 }
 
 // >>conv2d
@@ -1215,12 +1215,12 @@ static clnet_result clnet__cl_softmax(clnet_graph *g, const clnet_node *node, bo
     if (backward) {
         return CLNET__CL_RUN(g->ctx, softmax_backward, grid, AT(clnet__cl_grad(x)),
                              AT(clnet__cl_grad(y)), AT(clnet__cl_value(y)), INT(axis), INT(lines),
-                             INT(clnet__cl_channels(x)), INT(H), INT(W), INT(x->stride),
+                             INT(clnet__cl_images(x)), INT(clnet__cl_channels(x)), INT(H), INT(W), INT(x->stride),
                              INT(y->stride));
     }
     return CLNET__CL_RUN(g->ctx, softmax_forward, grid, AT(clnet__cl_value(y)),
-                         AT(clnet__cl_value(x)), INT(axis), INT(lines), INT(clnet__cl_channels(x)),
-                         INT(H), INT(W), INT(x->stride), INT(y->stride));
+                         AT(clnet__cl_value(x)), INT(axis), INT(lines), INT(clnet__cl_images(x)),
+                         INT(clnet__cl_channels(x)), INT(H), INT(W), INT(x->stride), INT(y->stride));
 }
 
 static clnet_result clnet__cl_softmax_forward(clnet_graph *g, clnet_node *node) {
@@ -1309,7 +1309,7 @@ static clnet_result clnet__cl_global_avg_pool_forward(clnet_graph *g, clnet_node
     clnet__cl_channel_sums(g->ctx, partial, clnet__cl_value(x), C, N, pixels, x->stride);
     return CLNET__CL_RUN(g->ctx, global_avg_pool_forward,
                          clnet__cl_plane(clnet__cl_of(g->ctx), C, N), AT(clnet__cl_value(y)),
-                         AT(partial), INT(C), INT(clnet__cl_slices(pixels)), INT(pixels),
+                         AT(partial), INT(C), INT(N), INT(clnet__cl_slices(pixels)), INT(pixels),
                          INT(y->stride));
 }
 
@@ -1782,6 +1782,15 @@ static void clnet__cl_open_device(clnet_context *ctx, const clnet__cl_found *fou
     }
 }
 
+// A context that failed from the start never runs anything, though its failure may be cleared.
+static void clnet__cl_give_up(clnet_context *ctx) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    if (ctx->result != CLNET_OK && !cl->dead) {
+        cl->dead = true;
+        snprintf(cl->failure, sizeof cl->failure, "%.*s", (int)sizeof cl->failure - 1, ctx->error);
+    }
+}
+
 clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     const clnet_cl_desc none = {.device = NULL}, *d = desc ? desc : &none;
     const char *device = d->device ? d->device : "auto";
@@ -1808,13 +1817,12 @@ clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     ctx->backend.threads = threads;
     if (choice.found) {
         clnet__cl_open_device(ctx, &choice.best, d);
-        return ctx;
+    } else {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "device %s: %s", device,
+                    library ? "there is no such OpenCL device"
+                            : "there is no OpenCL library on this machine");
     }
-    cl->dead = true;
-    snprintf(cl->failure, sizeof cl->failure, "device %s: %s", device,
-             !library ? "there is no OpenCL library on this machine"
-                      : "there is no such OpenCL device");
-    clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "%s", cl->failure);
+    clnet__cl_give_up(ctx);
     return ctx;
 }
 

@@ -174,12 +174,12 @@ kernel REDUCE_GROUP void channel_dots(PLACE(partial), PLACE(x), PLACE(z), const 
 }
 
 // d[image][c] += the sum of a channel's slices. Grid: channels, images.
-kernel void add_channel_sums(PLACE(d), PLACE(partial), const int C, const int slices,
+kernel void add_channel_sums(PLACE(d), PLACE(partial), const int C, const int N, const int slices,
                              const int d_stride) {
     OPEN(d);
     OPEN(partial);
     const int c = get_global_id(0), image = get_global_id(1);
-    if (c < C) {
+    if (c < C && image < N) {
         d[(ulong)image * d_stride + c] +=
             pair_value(sum_partial(partial, image, c, slices, C, 1, 0));
     }
@@ -723,11 +723,12 @@ softmax_line line_of(const int n, const int index, const int axis, const int C, 
 }
 
 // Grid: lines, images.
-kernel void softmax_forward(PLACE(y), PLACE(x), const int axis, const int lines, const int C,
-                            const int H, const int W, const int x_stride, const int y_stride) {
+kernel void softmax_forward(PLACE(y), PLACE(x), const int axis, const int lines, const int N,
+                            const int C, const int H, const int W, const int x_stride,
+                            const int y_stride) {
     OPEN(y);
     OPEN(x);
-    if (get_global_id(0) >= lines) {
+    if (get_global_id(0) >= lines || get_global_id(1) >= N) {
         return;
     }
     const softmax_line l =
@@ -749,12 +750,12 @@ kernel void softmax_forward(PLACE(y), PLACE(x), const int axis, const int lines,
 
 // Grid: lines, images.
 kernel void softmax_backward(PLACE(dx), PLACE(dy), PLACE(y), const int axis, const int lines,
-                             const int C, const int H, const int W, const int x_stride,
-                             const int y_stride) {
+                             const int N, const int C, const int H, const int W,
+                             const int x_stride, const int y_stride) {
     OPEN(dx);
     OPEN(dy);
     OPEN(y);
-    if (get_global_id(0) >= lines) {
+    if (get_global_id(0) >= lines || get_global_id(1) >= N) {
         return;
     }
     const softmax_line l =
@@ -903,12 +904,12 @@ kernel void avg_pool2d_backward(PLACE(dx), PLACE(dy), const pool_sizes s) {
 // >>global_avg_pool
 
 // y = the sum of a channel's slices, divided. Grid: channels, images.
-kernel void global_avg_pool_forward(PLACE(y), PLACE(partial), const int C, const int slices,
-                                    const int pixels, const int y_stride) {
+kernel void global_avg_pool_forward(PLACE(y), PLACE(partial), const int C, const int N,
+                                    const int slices, const int pixels, const int y_stride) {
     OPEN(y);
     OPEN(partial);
     const int c = get_global_id(0), n = get_global_id(1);
-    if (c < C) {
+    if (c < C && n < N) {
         y[(ulong)n * y_stride + c] =
             pair_value(sum_partial(partial, n, c, slices, C, 1, 0)) / (float)pixels;
     }
