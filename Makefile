@@ -1,6 +1,7 @@
 # make            builds build/clnet and build/clnet-verify
 # make demo       draws a synthetic data set, trains, evaluates, explains; leaves build/demo/report.html
 # make test       all tests; the last line is "N passed, N failed, N skipped"
+# make test-cl    what needs an OpenCL device: PoCL on this CPU (installed), or any that is there
 # make examples   builds examples/01_..., 02_..., ...
 # make deps       installs the Debian packages that are missing; each of the above does it first
 # make clean      removes build/
@@ -22,7 +23,7 @@ SANITIZERS = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 OPENMP := $(shell echo 'extern int omp_get_max_threads(void); int main(void) { return omp_get_max_threads() < 1; }' | \
             $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 CFLAGS = -std=c99 $(OPTIMISE) $(OPENMP) $(WARNINGS) -I. -Iexamples/clnet -Itests -MMD
-LIBS = -lm -lpthread
+LIBS = -lm -lpthread -ldl
 
 PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
@@ -46,8 +47,20 @@ $(B)/flags: force
 	@mkdir -p $(B)/rooms
 	@echo '$(CC) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS)' > $@
 
-$(B)/clnet_implementation.o: clnet.h $(B)/flags
-	printf '#define CLNET_IMPLEMENTATION\n#include "clnet.h"\n' | $(CC) $(CFLAGS) -x c -c - -o $@
+# The library with its OpenCL backend, whose libraries are looked for at run time, and the kernels as
+# bytes inside the programs.
+OPENCL = -DCLNET_CL_DYNAMIC -DCLNET_CL_KERNELS_EMBEDDED=clnet_cl_kernels
+$(B)/clnet_implementation.o: clnet.h clnet_cl.h $(B)/flags
+	printf '#define CLNET_IMPLEMENTATION\n#define CLNET_CL_IMPLEMENTATION\n#include "clnet_cl.h"\n' | \
+	    $(CC) $(CFLAGS) $(OPENCL) -x c -c - -o $@
+
+$(B)/kernels.c: kernels.cl $(B)/flags
+	{ echo 'extern const unsigned char clnet_cl_kernels[];'; \
+	  echo 'const unsigned char clnet_cl_kernels[] = {'; \
+	  od -An -v -tu1 $< | sed 's/\([0-9]\)\( \|$$\)/\1,\2/g'; echo '0};'; } > $@
+
+$(B)/kernels.o: $(B)/kernels.c
+	$(CC) $(CFLAGS) -c $< -o $@
 
 $(B)/rooms/%.o: examples/clnet/%.c $(B)/flags | deps
 	$(CC) $(CFLAGS) -c $< -o $@
@@ -55,16 +68,17 @@ $(B)/rooms/%.o: examples/clnet/%.c $(B)/flags | deps
 # stb_image's arithmetic may overflow on hostile files; wrapping makes that harmless.
 $(B)/rooms/image.o: CFLAGS += -fwrapv
 
-$(B)/clnet: $(PROGRAM) $(B)/clnet_implementation.o
+$(B)/clnet: $(PROGRAM) $(B)/clnet_implementation.o $(B)/kernels.o
 	$(CC) $(CFLAGS) $^ -o $@ $(LIBS)
 
 # Tests take what they need of the rooms and of the library; some bring a library of their own.
-$(B)/rooms.a: $(filter-out $(B)/rooms/main.o,$(PROGRAM)) $(B)/clnet_implementation.o
+$(B)/rooms.a: $(filter-out $(B)/rooms/main.o,$(PROGRAM)) $(B)/clnet_implementation.o $(B)/kernels.o
 	rm -f $@ && $(AR) rcs $@ $^
 
 # The verifier has the library twice: in float and, for the gradient checks, in double.
-$(B)/clnet-verify: tests/verify.c tests/verify_gradient.c $(wildcard tests/verify*.h) clnet.h $(B)/flags
-	$(CC) $(CFLAGS) tests/verify.c tests/verify_gradient.c -o $@ $(LIBS)
+$(B)/clnet-verify: tests/verify.c tests/verify_gradient.c $(wildcard tests/verify*.h) clnet.h clnet_cl.h \
+                   $(B)/kernels.o $(B)/flags
+	$(CC) $(CFLAGS) $(OPENCL) tests/verify.c tests/verify_gradient.c $(B)/kernels.o -o $@ $(LIBS)
 
 $(B)/clnet_double.o: clnet.h $(B)/flags
 	printf '#define CLNET_IMPLEMENTATION\n#include "clnet.h"\n' | \
@@ -79,7 +93,7 @@ $(B)/test_header_static: tests/test_header_a.c tests/test_header_b.c clnet.h $(B
 
 $(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o
 	$(CXX) -std=c++11 -Wall -Wextra -Wshadow $(if $(SAN),$(SANITIZERS)) $(OPENMP) -I. -Itests -c $< -o $@.o
-	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o -o $@ $(LIBS)
+	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o $(B)/kernels.o -o $@ $(LIBS)
 
 $(B)/test_%: tests/test_%.c tests/test.h $(B)/rooms.a
 	$(CC) $(CFLAGS) $< $(B)/rooms.a -o $@ $(LIBS)
@@ -92,6 +106,19 @@ examples: $(EXAMPLES)
 test: all examples $(UNITS)
 	@tests/run.sh "$(B)/clnet-verify" $(UNITS) "tests/cli_commands.sh $(B)/clnet" \
 	    "tests/cli_train.sh $(B)/clnet" "tests/examples.sh $(B)"
+
+# An OpenCL device that is there on any machine.
+#   pocl-opencl-icd, ocl-icd-libopencl1   OpenCL on the CPU, and the loader of OpenCL devices
+deps-cl:
+	@if ! ls /etc/OpenCL/vendors/*.icd >/dev/null 2>&1; then \
+	    sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	    line="$$sudo apt-get install -y --no-install-recommends pocl-opencl-icd ocl-icd-libopencl1"; \
+	    echo "$$line"; $$sudo apt-get update -q && $$line; \
+	fi
+
+test-cl: deps-cl all $(B)/test_networks
+	@tests/run.sh "$(B)/clnet-verify --device opencl" "$(B)/test_networks tests/data opencl" \
+	    "tests/cl_commands.sh $(B)/clnet"
 
 demo: all
 	@rm -rf $(B)/demo
@@ -106,7 +133,7 @@ clean:
 	rm -rf $(B)
 
 force:
-.PHONY: all deps examples test demo clean force
+.PHONY: all deps deps-cl examples test test-cl demo clean force
 .SECONDARY:
 
 -include $(wildcard $(B)/*.d $(B)/rooms/*.d)

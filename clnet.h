@@ -1092,6 +1092,8 @@ struct clnet_backend {
     clnet_result (*fill)(clnet_context *ctx, clnet_memory *memory, size_t offset, size_t bytes);
     // Bytes of scratch that a node needs in either direction.
     size_t (*workspace)(clnet_context *ctx, const clnet_node *node);
+    // Whether the planned graph fits into the device's memory; refuses with both figures. NULL: always.
+    clnet_result (*fits)(clnet_graph *g);
     // One operation. The scratch is the graph's workspace.
     clnet_result (*forward)(clnet_graph *g, clnet_node *node);
     clnet_result (*backward)(clnet_graph *g, clnet_node *node);
@@ -4920,6 +4922,9 @@ clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *d) {
         return ctx->result;
     }
     const clnet_memory_plan *p = &g->plan;
+    if (ctx->backend.fits && ctx->backend.fits(g) != CLNET_OK) {
+        return ctx->result;
+    }
     g->built =
         clnet__take(g, &g->parameters, p->parameters) && clnet__take(g, &g->buffers, p->buffers) &&
         clnet__take(g, &g->gradients, p->gradients) && clnet__take(g, &g->arena, p->activations) &&

@@ -5,7 +5,12 @@
 //
 // The limits are the network rows of the verification: probabilities 5e-5, gradients 1e-4 in relative
 // L2; in double what is left of PyTorch's rounding of its results to float.
+#ifdef CLNET_REAL // double: no device has it
 #include "../clnet.h"
+#else
+#define WITH_DEVICES
+#include "../clnet_cl.h"
+#endif
 
 #include <math.h>
 #include <stdio.h>
@@ -374,8 +379,26 @@ static void check_case(const char *data, const char *name, clnet_context *ctx, c
     clnet_tensor_file_close(c.expected);
 }
 
+#ifdef WITH_DEVICES
+static int check_device(const char *data, const char *device) {
+    clnet_context *ctx = clnet_cl_context_create(&(clnet_cl_desc){.device = device});
+    CHECK(clnet_context_result(ctx) == CLNET_OK, "%s", clnet_error(ctx));
+    for (int i = 0; i < CASES && clnet_context_result(ctx) == CLNET_OK; i++) {
+        check_case(data, cases[i], ctx, clnet_context_device(ctx));
+    }
+    clnet_context_destroy(ctx);
+    return test_close();
+}
+#endif
+
+// test_networks [DATA [DEVICE]]: on the CPU in all ways, or on that device.
 int main(int argc, char **argv) {
     const char *data = argc > 1 ? argv[1] : "tests/data";
+#ifdef WITH_DEVICES
+    if (argc > 2) {
+        return check_device(data, argv[2]);
+    }
+#endif
     for (int reference = 0; reference < 2 - WIDE; reference++) {
         clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.reference = reference || WIDE});
         for (int i = 0; i < CASES; i++) {

@@ -1,10 +1,17 @@
 // clnet devices: what there is to compute on.
+#include "clnet_cl.h"
 #include "commands.h"
 #include "machine.h"
 #include "options.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+
+enum { MOST_DEVICES = 64 };
+
+static const char *kind_name(const clnet_cl_device *d) {
+    return d->kind == CLNET_CL_GPU ? "gpu" : d->kind == CLNET_CL_CPU ? "cpu" : "other";
+}
 
 static void print_json(const machine *m, const clnet_context *ctx) {
     printf("{\"devices\": [{\"device\": \"%s\", \"name\": ", clnet_context_device(ctx));
@@ -19,7 +26,24 @@ static void print_json(const machine *m, const clnet_context *ctx) {
             comma = ", ";
         }
     }
-    printf("], \"isa_used\": \"%s\"}]}\n", clnet_context_isa(ctx));
+    printf("], \"isa_used\": \"%s\"}", clnet_context_isa(ctx));
+}
+
+static void print_opencl_json(const clnet_cl_device *d) {
+    printf(", {\"device\": \"%s\", \"name\": ", d->id);
+    machine_print_json(d->name);
+    printf(", \"vendor\": ");
+    machine_print_json(d->vendor);
+    printf(", \"driver\": ");
+    machine_print_json(d->driver);
+    printf(", \"version\": ");
+    machine_print_json(d->version);
+    printf(", \"kind\": \"%s\", \"memory_bytes\": %" PRIu64 ", \"largest_allocation_bytes\": %" PRIu64
+           ", \"local_memory_bytes\": %" PRIu64 ", \"compute_units\": %d, \"clock_mhz\": %d, "
+           "\"half_precision\": %s, \"double_precision\": %s, \"clblast\": %s}",
+           kind_name(d), d->memory, d->largest_allocation, d->local_memory, d->compute_units, d->clock,
+           d->half_precision ? "true" : "false", d->double_precision ? "true" : "false",
+           clnet_cl_has_clblast() ? "true" : "false");
 }
 
 static void print_text(const machine *m, const clnet_context *ctx) {
@@ -37,12 +61,39 @@ static void print_text(const machine *m, const clnet_context *ctx) {
     printf(", used %s\n", clnet_context_isa(ctx));
 }
 
+static void print_opencl_text(const clnet_cl_device *d) {
+    char memory[MACHINE_BYTES], largest[MACHINE_BYTES], local[MACHINE_BYTES];
+    printf("%s: %s (%s, %s)\n", d->id, d->name, kind_name(d), d->vendor);
+    printf("  driver       %s, %s\n", d->driver, d->version);
+    printf("  units        %d at %d MHz, groups of up to %d\n", d->compute_units, d->clock, d->largest_group);
+    printf("  memory       %s, one allocation up to %s, local %s\n", machine_bytes(memory, d->memory),
+           machine_bytes(largest, d->largest_allocation), machine_bytes(local, d->local_memory));
+    printf("  numbers      float%s%s%s\n", d->half_precision ? ", half" : "",
+           d->double_precision ? ", double" : "", d->denormals ? ", denormals" : "");
+}
+
+// Every OpenCL device behind the CPU.
+static void print_opencl(bool json) {
+    clnet_cl_device list[MOST_DEVICES];
+    const int found = clnet_cl_devices(list, MOST_DEVICES);
+    for (int i = 0; i < found && i < MOST_DEVICES; i++) {
+        (json ? print_opencl_json : print_opencl_text)(&list[i]);
+    }
+    if (json) {
+        printf("]}\n");
+    } else if (!clnet_cl_has_opencl()) {
+        printf("opencl: the library (libOpenCL.so.1) is not there\n");
+    } else {
+        printf(found ? "" : "opencl: no device\n");
+        printf("clblast: %s\n", clnet_cl_has_clblast() ? "yes" : "no, products by clnet's own kernel");
+    }
+}
+
 bool command_devices(int argc, char **argv, bool usage, problem *p) {
     bool json = false;
     device_options device = {0};
     option options[] = {
         OPTION(FLAG, "--json", &json, "as one JSON object"),
-        DEVICE_OPTIONS(&device),
     };
     const size_t count = sizeof options / sizeof *options;
     if (usage) {
@@ -54,12 +105,14 @@ bool command_devices(int argc, char **argv, bool usage, problem *p) {
     if (!options_parse(argc, argv, options, count, NULL, &paths, 0, p)) {
         return false;
     }
+    device.device = "cpu"; // whose line comes first; the others follow it
     clnet_context *ctx = device_open(&device, p);
     if (!ctx) {
         return false;
     }
     const machine m = machine_describe();
     (json ? print_json : print_text)(&m, ctx);
+    print_opencl(json);
     clnet_context_destroy(ctx);
     return true;
 }

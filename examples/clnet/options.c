@@ -1,5 +1,6 @@
 #define _POSIX_C_SOURCE 200809L
 #include "options.h"
+#include "clnet_cl.h"
 #include "disk.h"
 
 #include <errno.h>
@@ -240,14 +241,11 @@ void options_print(const option *options, size_t count) {
 const char *const device_isa_choices[] = {"auto", "portable", "avx2", "avx512", NULL};
 
 clnet_context *device_open(const device_options *d, problem *p) {
-    if (d->device && strcmp(d->device, "cpu") && strcmp(d->device, "auto")) {
-        problem_input(p, "--device %s: no such device; there is cpu (see clnet devices)", d->device);
-        return NULL;
-    }
     const clnet_files files = disk_files();
-    const clnet_context_desc desc = {.threads = d->threads, .isa = (clnet_isa)d->isa,
-                                     .reference = d->reference, .files = &files};
-    clnet_context *ctx = clnet_context_create(&desc);
+    const clnet_cl_desc desc = {.device = d->device,
+                                .base = {.threads = d->threads, .isa = (clnet_isa)d->isa,
+                                         .reference = d->reference, .files = &files}};
+    clnet_context *ctx = clnet_cl_context_create(&desc);
     if (clnet_context_result(ctx) != CLNET_OK) {
         problem_context(p, ctx);
         clnet_context_destroy(ctx);

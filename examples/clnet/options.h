@@ -59,13 +59,13 @@ void options_print(const option *options, size_t count);
 
 // The options that several commands share: device, threads, vector code, plain loops.
 typedef struct device_options {
-    const char *device; // "cpu", "auto"
+    const char *device; // "cpu", "opencl", "opencl:P.D", "auto"; NULL = auto
     int threads, isa;
     bool reference;
 } device_options;
 
 #define DEVICE_OPTIONS(d)                                                                          \
-    OPTION(TEXT, "--device", &(d)->device, "cpu, or auto: the best there is (default: auto)"),     \
+    OPTION(TEXT, "--device", &(d)->device, "cpu, opencl, opencl:P.D, auto (default): the best GPU or cpu"),\
     OPTION_RANGE(INT, "--threads", &(d)->threads, 1, 1024, "threads (default: all processors)"),   \
     OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)")
 
