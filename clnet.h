@@ -46,9 +46,10 @@
 //     >>files         safetensors, checkpoints
 //     >>reference     the plain loops of every operation, for reading and for checking others
 //     >>backend       what another device has to provide (clnet_cl.h does)
-//     implementation, in the same order: >>basics, >>threads, >>convolution (the fast path), then
-//     one mark per operation (>>conv2d, >>linear, ...), >>plan, and the sections above
-//     license         at the end
+//     implementation: >>basics, >>threads, >>convolution (the fast path), >>random, one mark for each
+//     operation in the list's order (>>conv2d, >>linear, ...), >>plan, >>run, >>values, >>cpu (the
+//     backend), >>adam, >>optimiser, >>image, >>metrics, >>files, >>models, >>predict, >>cam,
+//     >>checkpoints; the license stands at the end
 #ifndef CLNET_H
 #define CLNET_H
 
@@ -61,7 +62,6 @@
 // CLNET_API             linkage of the public functions; default: extern, or static by CLNET_STATIC
 // CLNET_REAL            float (default), or double: plain loops only, for gradient checks
 // CLNET_MALLOC(n), CLNET_FREE(p)  memory, where a context's desc has no allocator of its own
-// CLNET_ASSERT(x)       checks of our own mistakes, never of yours
 // CLNET_NO_STDIO        no file functions by default: a context's desc then has to bring them
 
 #if defined(__FAST_MATH__)
@@ -1125,10 +1125,6 @@ struct clnet_backend {
 #ifndef CLNET_MALLOC
 #define CLNET_MALLOC(bytes) malloc(bytes)
 #define CLNET_FREE(memory)  free(memory)
-#endif
-#ifndef CLNET_ASSERT
-#include <assert.h>
-#define CLNET_ASSERT(x) assert(x)
 #endif
 
 // The fast path is written for float. To tell, the preprocessor compares the name of the type.

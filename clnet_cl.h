@@ -32,7 +32,7 @@
 //     >>devices       what there is
 //     >>context       a context on a device, what it uses, its profile
 //     implementation: >>library, >>devices, >>tuning, >>errors, >>program, >>memory, >>launch, then
-//     one mark per operation as in clnet.h, >>backend, >>context
+//     one mark per operation as in clnet.h (>>blast: convolution by CLBlast), >>backend, >>context
 #ifndef CLNET_CL_H
 #define CLNET_CL_H
 
@@ -77,7 +77,8 @@ typedef struct clnet_cl_desc {
     // best OpenCL device, which may be a CPU; "opencl:P.D": that one; "cpu": clnet's own code.
     const char *device;
     const char *kernels; // path of kernels.cl; NULL: see the top of this file
-    bool no_clblast;     // matrix products by kernels.cl even where CLBlast is there
+    bool no_clblast;     // matrix products by kernels.cl alone
+    bool always_clblast; // by CLBlast even where kernels.cl is the usual choice (CPUs)
     bool profile;        // measure every kernel (each is then waited for)
     clnet_context_desc base; // memory and files; threads, vector code for "cpu"
 } clnet_cl_desc;
@@ -446,13 +447,15 @@ typedef struct clnet__cl_tuning {
     int channels, pixels;       // REDUCE_CHANNELS, REDUCE_PIXELS
     int elements;               // work-items of a group that computes element by element
     int groups;                 // groups per compute unit that keep it busy
+    double work;                // multiply-adds that one launch may have: well below 250 ms
+    bool blast;                 // CLBlast is the better matrix product
 } clnet__cl_tuning;
 
 static const clnet__cl_tuning clnet__cl_tunings[] = {
-    // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups
-    {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16},
-    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4},
-    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8},
+    // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  work blast
+    {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, 2e10, true},
+    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, 5e8, false},
+    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, 5e8, false},
 };
 
 // Local memory of a matrix product: two tiles, and what it knows of rows and terms.
@@ -487,6 +490,7 @@ static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d) {
 #define CLNET__CL_KERNELS(X)                                                                       \
     X(channel_sums) X(channel_dots) X(add_channel_sums) X(sum_of_squares)                          \
     X(conv2d_forward) X(conv2d_backward_data) X(conv2d_backward_weight) X(add_slices)              \
+    X(columns_of_input) X(columns_of_gradient) X(transpose_taps) X(broadcast_bias)                 \
     X(batch_norm_mean) X(batch_norm_squares) X(batch_norm_statistics) X(batch_norm_apply)          \
     X(batch_norm_backward_sums) X(batch_norm_backward_weights) X(batch_norm_backward_data)         \
     X(relu_forward) X(relu_backward) X(sigmoid_forward) X(sigmoid_backward)                        \
@@ -525,10 +529,11 @@ typedef struct clnet__cl {
     clnet_cl_device info;
     clnet__cl_tuning tuning;
     bool profile;
-    bool dead; // after an error of the device; `failure` tells which
+    bool blasts; // CLBlast makes the matrix products
+    bool dead;   // after an error of the device; `failure` tells which
     uint64_t used; // bytes of the device's memory
     char name[192], product[256], failure[512];
-    clnet_cl_profile_row rows[CLNET__CL_KERNEL_COUNT];
+    clnet_cl_profile_row rows[CLNET__CL_KERNEL_COUNT + 1]; // the last is CLBlast's
 } clnet__cl;
 
 static clnet__cl *clnet__cl_of(const clnet_context *ctx) { return ctx->backend.state; }
@@ -709,6 +714,46 @@ static clnet_result clnet__cl_no_room(clnet_context *ctx, uint64_t bytes) {
                        (unsigned long long)d->largest_allocation);
 }
 
+// The largest batch for which a plan of this shape has room: only activations grow with it.
+static int clnet__cl_largest_batch(const clnet_graph *g, uint64_t room) {
+    const clnet_memory_plan *p = &g->plan;
+    const uint64_t fixed = p->total - p->activations, piece = clnet__cl_of(g->ctx)->info.largest_allocation;
+    const uint64_t left = room > fixed ? room - fixed : 0, most = left < piece ? left : piece;
+    return p->activations ? (int)((double)most / (double)p->activations * g->largest_batch) : 0;
+}
+
+// The device is asked for the largest slab, which it gives without touching memory, so that one that
+// allows more than it promises is not refused.
+static bool clnet__cl_gives(clnet_context *ctx, size_t bytes) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    int32_t code = 0;
+    if (bytes <= cl->info.largest_allocation) {
+        return true;
+    }
+    void *buffer = cl->api.clCreateBuffer(cl->context, CLNET__CL_READ_WRITE, bytes, NULL, &code);
+    if (code == 0) {
+        clnet__cl_check(ctx, "clReleaseMemObject", "", cl->api.clReleaseMemObject(buffer));
+    }
+    return code == 0;
+}
+
+static clnet_result clnet__cl_fits(clnet_graph *g) {
+    clnet__cl *cl = clnet__cl_of(g->ctx);
+    const clnet_memory_plan *p = &g->plan;
+    const uint64_t room = cl->info.memory - cl->used;
+    const size_t largest = p->activations > p->parameters ? p->activations : p->parameters;
+    if (!clnet__cl_alive(g->ctx) || (p->total <= room && clnet__cl_gives(g->ctx, largest))) {
+        return g->ctx->result;
+    }
+    return clnet__fail(g->ctx, CLNET_ERROR_MEMORY,
+                       "a batch of %d needs %llu bytes, %llu of them in one piece; %s has %llu, at "
+                       "most %llu in one piece: room for a batch of %d",
+                       g->largest_batch, (unsigned long long)p->total, (unsigned long long)largest,
+                       cl->name, (unsigned long long)room,
+                       (unsigned long long)cl->info.largest_allocation,
+                       clnet__cl_largest_batch(g, room));
+}
+
 static bool clnet__cl_alloc(clnet_context *ctx, clnet_memory *memory, size_t bytes) {
     clnet__cl *cl = clnet__cl_of(ctx);
     int32_t code = 0;
@@ -852,10 +897,10 @@ static int32_t clnet__cl_set_arg(const clnet__cl *cl, void *kernel, uint32_t *in
     return code;
 }
 
-// Waits for a kernel and adds its time to the profile.
-static clnet_result clnet__cl_measure(clnet_context *ctx, clnet__cl_kernel kernel, void *event) {
+// Waits for a kernel and adds its time to a row of the profile.
+static clnet_result clnet__cl_measure(clnet_context *ctx, clnet_cl_profile_row *row, void *event) {
     clnet__cl *cl = clnet__cl_of(ctx);
-    const char *name = clnet__cl_kernel_name(kernel);
+    const char *name = row->kernel;
     uint64_t start = 0, end = 0;
     clnet__cl_check(ctx, "clWaitForEvents", name, cl->api.clWaitForEvents(1, &event));
     clnet__cl_check(ctx, "clGetEventProfilingInfo", name,
@@ -865,7 +910,6 @@ static clnet_result clnet__cl_measure(clnet_context *ctx, clnet__cl_kernel kerne
                     cl->api.clGetEventProfilingInfo(event, CLNET__CL_PROFILE_END, sizeof end, &end,
                                                     NULL));
     clnet__cl_check(ctx, "clReleaseEvent", name, cl->api.clReleaseEvent(event));
-    clnet_cl_profile_row *row = &cl->rows[kernel];
     const double seconds = (double)(end - start) * 1e-9;
     row->calls++;
     row->total += seconds;
@@ -891,7 +935,7 @@ static clnet_result clnet__cl_run(clnet_context *ctx, clnet__cl_kernel kernel, c
                             NULL, cl->profile ? &event : NULL)) != CLNET_OK) {
         return ctx->result;
     }
-    return cl->profile ? clnet__cl_measure(ctx, kernel, event) : CLNET_OK;
+    return cl->profile ? clnet__cl_measure(ctx, &cl->rows[kernel], event) : CLNET_OK;
 }
 
 // CLNET__CL_RUN(ctx, kernel's name, grid, arguments..)
@@ -942,6 +986,24 @@ static clnet__cl_grid clnet__cl_tiles(const clnet__cl *cl, size_t rows, size_t c
     const size_t x = (size_t)t->items_n, y = (size_t)t->items_m;
     return (clnet__cl_grid){
         {(columns + n - 1) / n * x, (rows + m - 1) / m * y, depth}, {x, y, 1}};
+}
+
+// Runs a grid of tiles that stands for `macs` multiply-adds, in several launches where one would take
+// too long for a display's watchdog. The kernel's last argument is the number of the first row.
+static clnet_result clnet__cl_run_tiles(clnet_context *ctx, clnet__cl_kernel kernel,
+                                        clnet__cl_grid grid, double macs, clnet__cl_arg *args,
+                                        size_t count) {
+    const clnet__cl *cl = clnet__cl_of(ctx);
+    const size_t rows = grid.global[1] / grid.local[1];
+    const double share = cl->tuning.work / macs * (double)rows;
+    const size_t step = share < 1 ? 1 : share < (double)rows ? (size_t)share : rows;
+    for (size_t first = 0; first < rows && ctx->result == CLNET_OK; first += step) {
+        const size_t part = rows - first < step ? rows - first : step;
+        grid.global[1] = part * grid.local[1];
+        args[count - 1] = clnet__cl_int(first);
+        clnet__cl_run(ctx, kernel, grid, args, count);
+    }
+    return ctx->result;
 }
 
 // Images, channels, pixels of a tensor, as arguments.
@@ -1032,22 +1094,291 @@ static clnet__cl_cut clnet__cl_weight_cut(const clnet__cl *cl, const clnet__cl_c
     return cut;
 }
 
-static size_t clnet__cl_conv2d_workspace(const clnet__cl *cl, const clnet_node *node) {
-    const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
-    const clnet__cl_cut cut = clnet__cl_weight_cut(cl, &s);
-    const size_t bias = 2 * clnet__cl_slices(clnet__volume(s.N, s.OH, s.OW)) * (size_t)s.OC;
-    const size_t partial = cut.slices * cut.weights;
-    return node->backward ? (partial > bias ? partial : bias) : 0;
+// >>blast
+// Convolutions by CLBlast's matrix product: rows are gathered into a matrix of columns in the workspace,
+// some thousand at a time, unless the pixels themselves are that matrix (1x1, stride 1, no padding).
+
+enum { CLNET__CL_COLUMN_BYTES = 64 << 20, CLNET__CL_COLUMN_ROWS = 8192 };
+
+static bool clnet__cl_blasts(const clnet__cl *cl, const clnet__cl_conv_sizes *s) {
+    return cl->blasts && s->groups == 1;
+}
+
+// The pixels of x and y are the rows of the matrices.
+static bool clnet__cl_pointwise(const clnet__cl_conv_sizes *s) {
+    return s->KH * s->KW == 1 && s->stride_h * s->stride_w == 1 && s->padding_h + s->padding_w == 0;
+}
+
+// How many rows of `terms` numbers are gathered at a time. Few enough that the float32 sums over them
+// stay within a few roundings.
+static size_t clnet__cl_column_rows(size_t terms) {
+    const size_t rows = CLNET__CL_COLUMN_BYTES / sizeof(float) / terms;
+    return rows < 1 ? 1 : rows < CLNET__CL_COLUMN_ROWS ? rows : CLNET__CL_COLUMN_ROWS;
+}
+
+static size_t clnet__cl_columns(size_t pixels, size_t terms) {
+    const size_t rows = clnet__cl_column_rows(terms);
+    return (pixels < rows ? pixels : rows) * terms;
+}
+
+// The transposed weights, then columns.
+static size_t clnet__cl_blast_workspace(const clnet__cl_conv_sizes *s) {
+    const size_t taps = clnet__volume(1, s->KH, s->KW);
+    const size_t weights = taps * (size_t)s->C * (size_t)s->OC;
+    const size_t input = clnet__cl_columns(clnet__volume(s->N, s->OH, s->OW), taps * (size_t)s->C);
+    const size_t output = clnet__cl_columns(clnet__volume(s->N, s->H, s->W), taps * (size_t)s->OC);
+    return clnet__cl_pointwise(s) ? 0 : weights + (input > output ? input : output);
+}
+
+// A matrix by rows: the place of its first number, numbers from row to row, and whether the product
+// takes it transposed.
+typedef struct clnet__cl_matrix {
+    clnet__cl_place place;
+    size_t stride;
+    bool transposed;
+} clnet__cl_matrix;
+
+// c = a b + beta c: c has m rows and n columns, sums have k terms.
+static clnet_result clnet__cl_gemm(clnet_context *ctx, size_t m, size_t n, size_t k,
+                                   clnet__cl_matrix a, clnet__cl_matrix b, float beta,
+                                   clnet__cl_matrix c) {
+    enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
+    clnet__cl *cl = clnet__cl_of(ctx);
+    void *event = NULL;
+    if (!clnet__cl_alive(ctx)) {
+        return ctx->result;
+    }
+    const int32_t code = cl->blast.sgemm(
+        ROW_MAJOR, a.transposed ? TRANSPOSED : PLAIN, b.transposed ? TRANSPOSED : PLAIN, m, n, k,
+        1.0f, a.place.slab, (size_t)a.place.at, a.stride, b.place.slab, (size_t)b.place.at,
+        b.stride, beta, c.place.slab, (size_t)c.place.at, c.stride, &cl->queue,
+        cl->profile ? &event : NULL);
+    if (clnet__cl_check(ctx, "CLBlastSgemm", "", code) != CLNET_OK || !event) {
+        return ctx->result;
+    }
+    return clnet__cl_measure(ctx, &cl->rows[CLNET__CL_KERNEL_COUNT], event);
+}
+
+// The matrix of `rows` rows of x under the taps, from output pixel `first` on.
+static clnet__cl_matrix clnet__cl_input_matrix(clnet_graph *g, const clnet_node *node,
+                                               const clnet__cl_conv_sizes *s, size_t first,
+                                               size_t rows) {
+    const clnet__cl_place x = clnet__cl_value(node->in[0]), scratch = clnet__cl_scratch(g, 0);
+    const size_t terms = clnet__volume(s->KH, s->KW, s->C);
+    if (clnet__cl_pointwise(s)) {
+        return (clnet__cl_matrix){clnet__cl_behind(x, first * (size_t)s->x_stride),
+                                  (size_t)s->x_stride, false};
+    }
+    CLNET__CL_RUN(g->ctx, columns_of_input, clnet__cl_plane(clnet__cl_of(g->ctx), terms, rows),
+                  AT(scratch), AT(x), STRUCT(*s), INT(first), INT(rows));
+    return (clnet__cl_matrix){scratch, terms, false};
+}
+
+static clnet_result clnet__cl_blast_forward(clnet_graph *g, const clnet_node *node,
+                                            const clnet__cl_conv_sizes *s) {
+    const clnet__cl_place y = clnet__cl_value(node->out), b = clnet__cl_value(node->in[2]);
+    const size_t pixels = clnet__volume(s->N, s->OH, s->OW), OC = (size_t)s->OC;
+    const size_t terms = clnet__volume(s->KH, s->KW, s->C), step = clnet__cl_column_rows(terms);
+    const clnet__cl_matrix w = {clnet__cl_value(node->in[1]), OC, false};
+    if (b.slab) {
+        CLNET__CL_RUN(g->ctx, broadcast_bias, clnet__cl_elements(clnet__cl_of(g->ctx), node->out),
+                      AT(y), AT(b), INT(OC), INT(pixels), INT((size_t)s->y_stride));
+    }
+    for (size_t first = 0; first < pixels && g->ctx->result == CLNET_OK; first += step) {
+        const size_t rows = pixels - first < step ? pixels - first : step;
+        const clnet__cl_matrix x = clnet__cl_input_matrix(g, node, s, first, rows);
+        const clnet__cl_place out = clnet__cl_behind(y, first * (size_t)s->y_stride);
+        clnet__cl_gemm(g->ctx, rows, OC, terms, x, w, b.slab ? 1.0f : 0.0f,
+                       (clnet__cl_matrix){out, (size_t)s->y_stride, false});
+    }
+    return g->ctx->result;
+}
+
+// dx += dy w: pointwise with w transposed by the product, else with the taps transposed once.
+static void clnet__cl_blast_data(clnet_graph *g, const clnet_node *node,
+                                 const clnet__cl_conv_sizes *s) {
+    const clnet__cl *cl = clnet__cl_of(g->ctx);
+    const bool pointwise = clnet__cl_pointwise(s);
+    const size_t pixels = clnet__volume(s->N, s->H, s->W), IC = (size_t)s->C, OC = (size_t)s->OC;
+    const size_t taps = clnet__volume(1, s->KH, s->KW), terms = taps * OC;
+    const size_t step = clnet__cl_column_rows(terms);
+    const clnet__cl_place dx = clnet__cl_grad(node->in[0]), dy = clnet__cl_grad(node->out);
+    const clnet__cl_place flipped = clnet__cl_scratch(g, 0);
+    const clnet__cl_place columns = clnet__cl_scratch(g, terms * IC);
+    clnet__cl_matrix w = {clnet__cl_value(node->in[1]), OC, true};
+    if (!pointwise) {
+        CLNET__CL_RUN(g->ctx, transpose_taps, clnet__cl_plane(cl, IC, terms), AT(flipped),
+                      AT(w.place), INT(taps), INT(IC), INT(OC));
+        w = (clnet__cl_matrix){flipped, IC, false};
+    }
+    for (size_t first = 0; first < pixels && g->ctx->result == CLNET_OK; first += step) {
+        const size_t rows = pixels - first < step ? pixels - first : step;
+        clnet__cl_matrix a = {clnet__cl_behind(dy, first * (size_t)s->y_stride),
+                              (size_t)s->y_stride, false};
+        if (!pointwise) {
+            CLNET__CL_RUN(g->ctx, columns_of_gradient, clnet__cl_plane(cl, terms, rows),
+                          AT(columns), AT(dy), STRUCT(*s), INT(first), INT(rows));
+            a = (clnet__cl_matrix){columns, terms, false};
+        }
+        const clnet__cl_place out = clnet__cl_behind(dx, first * (size_t)s->x_stride);
+        clnet__cl_gemm(g->ctx, rows, IC, terms, a, w, 1.0f,
+                       (clnet__cl_matrix){out, (size_t)s->x_stride, false});
+    }
+}
+
+// dw += x^T dy, some rows after the other.
+static void clnet__cl_blast_weight(clnet_graph *g, const clnet_node *node,
+                                   const clnet__cl_conv_sizes *s) {
+    const size_t pixels = clnet__volume(s->N, s->OH, s->OW), OC = (size_t)s->OC;
+    const size_t terms = clnet__volume(s->KH, s->KW, s->C), step = clnet__cl_column_rows(terms);
+    const clnet__cl_place dy = clnet__cl_grad(node->out);
+    const clnet__cl_matrix dw = {clnet__cl_grad(node->in[1]), OC, false};
+    for (size_t first = 0; first < pixels && g->ctx->result == CLNET_OK; first += step) {
+        const size_t rows = pixels - first < step ? pixels - first : step;
+        clnet__cl_matrix x = clnet__cl_input_matrix(g, node, s, first, rows);
+        x.transposed = true;
+        const clnet__cl_place slope = clnet__cl_behind(dy, first * (size_t)s->y_stride);
+        clnet__cl_gemm(g->ctx, terms, OC, rows, x,
+                       (clnet__cl_matrix){slope, (size_t)s->y_stride, false}, 1.0f, dw);
+    }
+}
+
+// CLBlast has to prove itself on the device before it is used: products of small whole numbers, which
+// have to be exact, in every combination of transposition that is used, small and large (CLBlast has
+// different kernels for them), into NaN with beta = 0 and into numbers with beta = 1, between guards.
+enum { CLNET__CL_GUARD = 64 };
+typedef struct clnet__cl_trial {
+    size_t m, n, k;
+    bool a_transposed, b_transposed;
+    float beta;
+} clnet__cl_trial;
+
+// Whole numbers from -4 to 4.
+static float clnet__cl_trial_number(size_t i) { return (float)(int)(i * 2654435761u % 9) - 4; }
+
+static float clnet__cl_trial_sum(const clnet__cl_trial *t, size_t row, size_t column) {
+    float sum = t->beta != 0 ? 3.0f : 0.0f;
+    for (size_t i = 0; i < t->k; i++) {
+        const size_t a = t->a_transposed ? i * t->m + row : row * t->k + i;
+        const size_t b = t->b_transposed ? column * t->k + i : i * t->n + column;
+        sum += clnet__cl_trial_number(a) * clnet__cl_trial_number(b + 7);
+    }
+    return sum;
+}
+
+// The first and the last rows and columns, and some between; and all guards.
+static bool clnet__cl_trial_right(const clnet__cl_trial *t, const float *c) {
+    const size_t count = t->m * t->n;
+    bool right = true;
+    for (size_t i = 0; i < CLNET__CL_GUARD; i++) {
+        right = right && c[i] == 5.0f && c[CLNET__CL_GUARD + count + i] == 5.0f;
+    }
+    for (size_t i = 0; i < count && right; i++) {
+        const size_t row = i / t->n, column = i % t->n;
+        const bool edge = row < 2 || column < 2 || row + 2 > t->m || column + 2 > t->n;
+        const float value = c[CLNET__CL_GUARD + i];
+        right = edge || i % 61 == 0 ? value == clnet__cl_trial_sum(t, row, column)
+                                    : value == value;
+    }
+    return right;
+}
+
+static bool clnet__cl_try_product(clnet_context *ctx, const clnet__cl_trial *t, float *host,
+                                  clnet_memory memory[3]) {
+    const size_t sizes[3] = {t->m * t->k, t->k * t->n, t->m * t->n + 2 * CLNET__CL_GUARD};
+    for (int i = 0; i < 3; i++) {
+        for (size_t k = 0; k < sizes[i]; k++) {
+            const bool guard = k < CLNET__CL_GUARD || k >= sizes[2] - CLNET__CL_GUARD;
+            host[k] = i < 2   ? clnet__cl_trial_number(i == 0 ? k : k + 7)
+                      : guard ? 5.0f
+                              : (t->beta != 0 ? 3.0f : NAN);
+        }
+        clnet__cl_upload(ctx, &memory[i], 0, host, sizes[i] * sizeof *host);
+    }
+    const clnet__cl_matrix a = {{memory[0].handle, 0}, t->a_transposed ? t->m : t->k,
+                                t->a_transposed};
+    const clnet__cl_matrix b = {{memory[1].handle, 0}, t->b_transposed ? t->k : t->n,
+                                t->b_transposed};
+    const clnet__cl_matrix c = {{memory[2].handle, CLNET__CL_GUARD}, t->n, false};
+    clnet__cl_gemm(ctx, t->m, t->n, t->k, a, b, t->beta, c);
+    clnet__cl_download(ctx, host, &memory[2], 0, sizes[2] * sizeof *host);
+    return ctx->result == CLNET_OK && clnet__cl_trial_right(t, host);
+}
+
+static bool clnet__cl_blast_is_right(clnet_context *ctx) {
+    enum { LARGEST = 520 * 520 + 2 * CLNET__CL_GUARD };
+    static const clnet__cl_trial trials[] = {
+        {67, 45, 131, false, false, 0}, {67, 45, 131, false, false, 1}, {61, 47, 90, false, true, 1},
+        {75, 33, 101, true, false, 1},  {515, 519, 513, false, false, 0}, {517, 513, 511, false, true, 1},
+        {509, 515, 517, true, false, 1}};
+    clnet_memory memory[3] = {{NULL, 0}, {NULL, 0}, {NULL, 0}};
+    float *host = clnet__alloc(ctx, LARGEST * sizeof *host);
+    bool right = host != NULL;
+    for (int i = 0; i < 3; i++) {
+        right = right && clnet__cl_alloc(ctx, &memory[i], LARGEST * sizeof *host);
+    }
+    for (size_t i = 0; right && i < sizeof trials / sizeof *trials; i++) {
+        right = clnet__cl_try_product(ctx, &trials[i], host, memory);
+    }
+    for (int i = 0; i < 3; i++) {
+        if (memory[i].handle) {
+            clnet__cl_free(ctx, &memory[i]);
+        }
+    }
+    clnet__free(ctx, host);
+    return right;
+}
+
+// Chooses what makes the matrix products of a context, and says why.
+static void clnet__cl_choose_product(clnet_context *ctx, const clnet_cl_desc *d) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    const char *why = "";
+    cl->rows[CLNET__CL_KERNEL_COUNT].kernel = "CLBlast";
+    if (d->no_clblast) {
+        why = ", as asked for";
+    } else if (!clnet__cl_load_blast(&cl->blast)) {
+        why = "; CLBlast is not there";
+    } else if (!cl->tuning.blast && !d->always_clblast) {
+        why = "; CLBlast is there, but not the better choice on this kind of device";
+    } else {
+        cl->blasts = clnet__cl_blast_is_right(ctx);
+        why = cl->blasts ? ", checked on this device" : "; CLBlast's results are WRONG on this device";
+    }
+    snprintf(cl->product, sizeof cl->product, "matrix products by %s%s",
+             cl->blasts ? "CLBlast" : "kernels.cl", why);
+}
+
+// Multiply-adds of one pass.
+static double clnet__cl_macs(const clnet__cl_conv_sizes *s) {
+    return (double)s->N * s->OH * s->OW * s->OC * ((double)s->KH * s->KW * s->C / s->groups);
 }
 
 static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
     const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
+    if (clnet__cl_blasts(clnet__cl_of(g->ctx), &s)) {
+        return clnet__cl_blast_forward(g, node, &s);
+    }
     const clnet__cl_grid grid =
         clnet__cl_tiles(clnet__cl_of(g->ctx), clnet__volume(s.N, s.OH, s.OW),
                         (size_t)(s.OC / s.groups), (size_t)s.groups);
-    return CLNET__CL_RUN(g->ctx, conv2d_forward, grid, AT(clnet__cl_value(node->out)),
-                         AT(clnet__cl_value(node->in[0])), AT(clnet__cl_value(node->in[1])),
-                         AT(clnet__cl_value(node->in[2])), STRUCT(s));
+    clnet__cl_arg args[] = {AT(clnet__cl_value(node->out)), AT(clnet__cl_value(node->in[0])),
+                            AT(clnet__cl_value(node->in[1])), AT(clnet__cl_value(node->in[2])),
+                            STRUCT(s), INT(0)};
+    return clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_forward, grid, clnet__cl_macs(&s), args,
+                               sizeof args / sizeof *args);
+}
+
+static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
+                                  const clnet__cl_conv_sizes *s) {
+    const clnet__cl_grid grid =
+        clnet__cl_tiles(clnet__cl_of(g->ctx), clnet__volume(s->N, s->H, s->W),
+                        (size_t)(s->C / s->groups), (size_t)s->groups);
+    clnet__cl_arg args[] = {AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)),
+                            AT(clnet__cl_value(node->in[1])), STRUCT(*s), INT(0)};
+    // Every input pixel goes through all taps, whatever the stride.
+    const double macs = clnet__cl_macs(s) * s->stride_h * s->stride_w;
+    clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_data, grid, macs, args,
+                        sizeof args / sizeof *args);
 }
 
 static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
@@ -1058,9 +1389,11 @@ static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
     const clnet__cl_grid grid =
         clnet__cl_tiles(cl, clnet__volume(s->KH, s->KW, s->C / s->groups),
                         (size_t)(s->OC / s->groups), cut.slices * (size_t)s->groups);
-    CLNET__CL_RUN(g->ctx, conv2d_backward_weight, grid, AT(partial),
-                  AT(clnet__cl_grad(node->out)), AT(clnet__cl_value(node->in[0])), STRUCT(*s),
-                  INT(cut.length), INT(CLNET__CL_WEIGHT_BLOCK));
+    clnet__cl_arg args[] = {AT(partial),     AT(clnet__cl_grad(node->out)),
+                            AT(clnet__cl_value(node->in[0])), STRUCT(*s),
+                            INT(cut.length), INT(CLNET__CL_WEIGHT_BLOCK), INT(0)};
+    clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_weight, grid, clnet__cl_macs(s), args,
+                        sizeof args / sizeof *args);
     CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1),
                   AT(clnet__cl_grad(node->in[1])), AT(partial), LONG(cut.weights),
                   INT(cut.slices));
@@ -1068,25 +1401,36 @@ static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
 
 static clnet_result clnet__cl_conv2d_backward(clnet_graph *g, clnet_node *node) {
     const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
-    const clnet__cl_place dy = clnet__cl_grad(node->out);
+    const bool blast = clnet__cl_blasts(clnet__cl_of(g->ctx), &s);
     if (clnet__cl_grad(node->in[0]).slab) {
-        const clnet__cl_grid grid =
-            clnet__cl_tiles(clnet__cl_of(g->ctx), clnet__volume(s.N, s.H, s.W),
-                            (size_t)(s.C / s.groups), (size_t)s.groups);
-        CLNET__CL_RUN(g->ctx, conv2d_backward_data, grid, AT(clnet__cl_grad(node->in[0])), AT(dy),
-                      AT(clnet__cl_value(node->in[1])), STRUCT(s));
+        (blast ? clnet__cl_blast_data : clnet__cl_conv2d_data)(g, node, &s);
     }
     if (clnet__cl_grad(node->in[1]).slab) {
-        clnet__cl_conv2d_weight(g, node, &s);
+        (blast ? clnet__cl_blast_weight : clnet__cl_conv2d_weight)(g, node, &s);
     }
     if (clnet__cl_grad(node->in[2]).slab) {
         const size_t pixels = clnet__volume(s.N, s.OH, s.OW), channels = (size_t)s.OC;
         const clnet__cl_place partial = clnet__cl_scratch(g, 0);
-        clnet__cl_channel_sums(g->ctx, partial, dy, channels, 1, pixels, (size_t)s.y_stride);
+        clnet__cl_channel_sums(g->ctx, partial, clnet__cl_grad(node->out), channels, 1, pixels,
+                               (size_t)s.y_stride);
         clnet__cl_add_channel_sums(g->ctx, clnet__cl_grad(node->in[2]), partial, channels, 1,
                                    pixels, channels);
     }
     return g->ctx->result;
+}
+
+// Floats of scratch: columns or partial weight gradients, then the bias's sums, one at a time.
+static size_t clnet__cl_conv2d_workspace(const clnet__cl *cl, const clnet_node *node) {
+    const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
+    const clnet__cl_cut cut = clnet__cl_weight_cut(cl, &s);
+    const size_t bias = 2 * clnet__cl_slices(clnet__volume(s.N, s.OH, s.OW)) * (size_t)s.OC;
+    const size_t partial = cut.slices * cut.weights;
+    const size_t backward = partial > bias ? partial : bias;
+    if (clnet__cl_blasts(cl, &s)) {
+        const size_t columns = clnet__cl_blast_workspace(&s);
+        return columns > bias ? columns : bias;
+    }
+    return node->backward ? backward : 0;
 }
 
 // >>linear
@@ -1739,6 +2083,9 @@ static void clnet__cl_destroy(clnet_context *ctx) {
     if (cl->queue) {
         cl->api.clReleaseCommandQueue(cl->queue);
     }
+    if (cl->blasts) {
+        cl->blast.clear_cache(); // it holds on to programs of this context
+    }
     if (cl->context) {
         cl->api.clReleaseContext(cl->context);
     }
@@ -1753,6 +2100,7 @@ static const clnet_backend clnet__cl_backend = {.alloc = clnet__cl_alloc,
                                                 .download = clnet__cl_download,
                                                 .fill = clnet__cl_fill,
                                                 .workspace = clnet__cl_workspace,
+                                                .fits = clnet__cl_fits,
                                                 .forward = clnet__cl_forward,
                                                 .backward = clnet__cl_backward,
                                                 .adam = clnet__cl_adam,
@@ -1770,15 +2118,15 @@ static void clnet__cl_open_device(clnet_context *ctx, const clnet__cl_found *fou
     cl->tuning = clnet__cl_tune(&cl->info);
     cl->profile = d->profile;
     snprintf(cl->name, sizeof cl->name, "%s (%s)", cl->info.id, cl->info.name);
-    snprintf(cl->product, sizeof cl->product, "matrix products by kernels.cl");
     cl->context = cl->api.clCreateContext(properties, 1, &cl->device, NULL, NULL, &code);
     if (clnet__cl_check(ctx, "clCreateContext", "", code) != CLNET_OK) {
         return;
     }
     cl->queue = cl->api.clCreateCommandQueue(cl->context, cl->device,
                                              d->profile ? CLNET__CL_QUEUE_PROFILING : 0, &code);
-    if (clnet__cl_check(ctx, "clCreateCommandQueue", "", code) == CLNET_OK) {
-        clnet__cl_load_kernels(ctx, d->kernels);
+    if (clnet__cl_check(ctx, "clCreateCommandQueue", "", code) == CLNET_OK &&
+        clnet__cl_load_kernels(ctx, d->kernels)) {
+        clnet__cl_choose_product(ctx, d);
     }
 }
 
@@ -1839,7 +2187,7 @@ bool clnet_cl_profile(const clnet_context *ctx, int index, clnet_cl_profile_row 
     if (!clnet_cl_context_device(ctx)) {
         return false;
     }
-    for (int i = 0; i < CLNET__CL_KERNEL_COUNT; i++) {
+    for (int i = 0; i <= CLNET__CL_KERNEL_COUNT; i++) {
         const clnet_cl_profile_row *found = &clnet__cl_of(ctx)->rows[i];
         if (found->calls && index-- == 0) {
             *row = *found;

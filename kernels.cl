@@ -334,8 +334,9 @@ float gather_gradient(global const float *dy, const conv_sizes *s, const pixel i
 int item_of_group(void) { return get_local_id(1) * GEMM_ITEMS_N + get_local_id(0); }
 
 // y = b + x * w. Rows are output pixels, columns output channels of a group, terms (kh, kw, ic).
-// Grid: columns, rows, groups.
-kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), const conv_sizes s) {
+// A launch starts at tile number `first` of the rows. Grid: columns, rows, groups.
+kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), const conv_sizes s,
+                                      const int first) {
     local float a[GEMM_DEPTH * GEMM_PITCH_M], c[GEMM_DEPTH * GEMM_TILE_N];
     local pixel row[GEMM_TILE_M];
     OPEN(y);
@@ -344,7 +345,7 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
     const int item = item_of_group(), group = get_global_id(2);
     const int IC = s.C / s.groups, OC = s.OC / s.groups, K = s.KH * s.KW * IC;
     const int rows = s.N * s.OH * s.OW;
-    const int row0 = get_group_id(1) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
+    const int row0 = (first + get_group_id(1)) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
     for (int r = item; r < GEMM_TILE_M; r += GEMM_ITEMS) {
         row[r] = pixel_of(row0 + r, rows, s.OH, s.OW);
     }
@@ -371,8 +372,9 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
 }
 
 // dx += dy * w. Rows are input pixels, columns input channels of a group, terms (kh, kw, oc).
-// Grid: columns, rows, groups.
-kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), const conv_sizes s) {
+// A launch starts at tile number `first` of the rows. Grid: columns, rows, groups.
+kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), const conv_sizes s,
+                                            const int first) {
     local float a[GEMM_DEPTH * GEMM_PITCH_M], c[GEMM_DEPTH * GEMM_TILE_N];
     local pixel row[GEMM_TILE_M];
     OPEN(dx);
@@ -381,7 +383,7 @@ kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), cons
     const int item = item_of_group(), group = get_global_id(2);
     const int IC = s.C / s.groups, OC = s.OC / s.groups, K = s.KH * s.KW * OC;
     const int rows = s.N * s.H * s.W;
-    const int row0 = get_group_id(1) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
+    const int row0 = (first + get_group_id(1)) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
     for (int r = item; r < GEMM_TILE_M; r += GEMM_ITEMS) {
         row[r] = pixel_of(row0 + r, rows, s.H, s.W);
     }
@@ -410,11 +412,11 @@ kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), cons
 
 // partial[slice] = x^T dy over a slice of the output pixels, laid out as w. Rows are (kh, kw, ic),
 // columns output channels of a group. After every `block` pixels the tile is added to what lies in
-// partial and starts again at zero, which keeps long sums exact. Grid: columns, rows, slices *
-// groups.
+// partial and starts again at zero, which keeps long sums exact. A launch starts at tile number
+// `first` of the rows. Grid: columns, rows, slices * groups.
 kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x),
                                               const conv_sizes s, const int per_slice,
-                                              const int block) {
+                                              const int block, const int first) {
     local float a[GEMM_DEPTH * GEMM_PITCH_M], c[GEMM_DEPTH * GEMM_TILE_N];
     local pixel tap[GEMM_TILE_M], term[GEMM_DEPTH]; // a tap's `image` is its channel
     OPEN(partial);
@@ -424,7 +426,7 @@ kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x
     const int group = get_global_id(2) % s.groups, slice = get_global_id(2) / s.groups;
     const int IC = s.C / s.groups, OC = s.OC / s.groups, rows = s.KH * s.KW * IC;
     const int pixels = s.N * s.OH * s.OW, end = min(pixels, (slice + 1) * per_slice);
-    const int row0 = get_group_id(1) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
+    const int row0 = (first + get_group_id(1)) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
     for (int r = item; r < GEMM_TILE_M; r += GEMM_ITEMS) {
         const int at = (row0 + r) / IC;
         tap[r] = (pixel){at / s.KW, at % s.KW, row0 + r < rows ? (row0 + r) % IC : -1};
@@ -456,6 +458,57 @@ kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x
         tile_output(partial + (ulong)slice * rows * s.OC + group * OC, &t, 0,
                     start == slice * per_slice ? STORE_WRITE : STORE_ADD, row0, rows, column0, OC,
                     s.OC);
+    }
+}
+
+// What a matrix product from elsewhere needs: the matrices of the products above, some rows at a time.
+// columns[row][kh, kw, ic] = x under the taps of output pixels from `first` on. Grid: terms, rows.
+kernel void columns_of_input(PLACE(columns), PLACE(x), const conv_sizes s, const int first,
+                             const int rows) {
+    OPEN(columns);
+    OPEN(x);
+    const int K = s.KH * s.KW * s.C, k = get_global_id(0), row = get_global_id(1);
+    if (k < K && row < rows) {
+        const int tap = k / s.C;
+        const pixel out = pixel_of(first + row, s.N * s.OH * s.OW, s.OH, s.OW);
+        columns[(ulong)row * K + k] =
+            gather_input(x, &s, out, tap / s.KW, tap % s.KW, k % s.C);
+    }
+}
+
+// columns[row][kh, kw, oc] = dy of what reads the input pixels from `first` on. Grid: terms, rows.
+kernel void columns_of_gradient(PLACE(columns), PLACE(dy), const conv_sizes s, const int first,
+                                const int rows) {
+    OPEN(columns);
+    OPEN(dy);
+    const int K = s.KH * s.KW * s.OC, k = get_global_id(0), row = get_global_id(1);
+    if (k < K && row < rows) {
+        const int tap = k / s.OC;
+        const pixel in = pixel_of(first + row, s.N * s.H * s.W, s.H, s.W);
+        columns[(ulong)row * K + k] =
+            gather_gradient(dy, &s, in, tap / s.KW, tap % s.KW, k % s.OC);
+    }
+}
+
+// t[kh, kw][oc][ic] = w[kh, kw][ic][oc]. Grid: input channels, output channels of all taps.
+kernel void transpose_taps(PLACE(t), PLACE(w), const int taps, const int IC, const int OC) {
+    OPEN(t);
+    OPEN(w);
+    const int ic = get_global_id(0), at = get_global_id(1), tap = at / OC, oc = at % OC;
+    if (ic < IC && tap < taps) {
+        t[(ulong)at * IC + ic] = w[((ulong)tap * IC + ic) * OC + oc];
+    }
+}
+
+// y = b at every pixel. Grid: elements.
+kernel void broadcast_bias(PLACE(y), PLACE(b), const int C, const int pixels,
+                           const int y_stride) {
+    OPEN(y);
+    OPEN(b);
+    const int c = get_global_id(0);
+    const ulong p = get_global_id(1);
+    if (c < C && p < pixels) {
+        y[p * y_stride + c] = b[c];
     }
 }
 

@@ -50,8 +50,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     const size_t pixels = (size_t)w * (size_t)h;
-    clnet_context *ctx = clnet_context_create(NULL);     // this CPU, all its cores
-    clnet_model *net = clnet_model_open(ctx, argv[2]);   // name, width and size stand in the file
+    clnet_context *ctx = clnet_context_create(NULL);   // this CPU, all its cores
+    clnet_model *net = clnet_model_open(ctx, argv[2]); // name, width and size stand in the file
     clnet_prediction p = {.mask = malloc(pixels)};
     int status = 0;
     if (!p.mask || clnet_predict(net, rgb, h, w, &p) != CLNET_OK) { // one check for the whole chain

@@ -17,9 +17,12 @@ enum { BATCH = 16, SIZE = 32, CLASSES = 3, STEPS = 200, SEED = 1 };
 // Is the point (dy, dx) from the centre inside the figure of this class?
 static bool inside(int figure, double dy, double dx) {
     switch (figure) {
-    case 0: return dy * dy + dx * dx < 49;
-    case 1: return fabs(dy) < 6.2 && fabs(dx) < 6.2;
-    default: return (fabs(dy) < 2.5 || fabs(dx) < 2.5) && fabs(dy) < 9 && fabs(dx) < 9;
+    case 0:
+        return dy * dy + dx * dx < 49;
+    case 1:
+        return fabs(dy) < 6.2 && fabs(dx) < 6.2;
+    default:
+        return (fabs(dy) < 2.5 || fabs(dx) < 2.5) && fabs(dy) < 9 && fabs(dx) < 9;
     }
 }
 
@@ -44,11 +47,15 @@ static void draw_batch(float *pictures, int32_t *classes, uint64_t first) {
 }
 
 // Convolution, batch norm, ReLU.
-static clnet_tensor *block(clnet_graph *g, clnet_tensor *x, int channels, int stride, const char *conv,
-                           const char *bn) {
-    x = clnet_conv2d(g, x, &(clnet_conv2d_desc){.out_channels = channels, .kernel_size = {3, 3},
-                                                .stride = {stride, stride}, .padding = {1, 1},
-                                                .no_bias = true, .name = conv});
+static clnet_tensor *block(clnet_graph *g, clnet_tensor *x, int channels, int stride,
+                           const char *conv, const char *bn) {
+    x = clnet_conv2d(g, x,
+                     &(clnet_conv2d_desc){.out_channels = channels,
+                                          .kernel_size = {3, 3},
+                                          .stride = {stride, stride},
+                                          .padding = {1, 1},
+                                          .no_bias = true,
+                                          .name = conv});
     return clnet_relu(g, clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = bn}));
 }
 
@@ -62,8 +69,9 @@ int main(void) {
     clnet_tensor *y = block(g, image, 16, 1, "conv1", "bn1");
     y = block(g, y, 32, 2, "conv2", "bn2");
     y = block(g, y, 32, 2, "conv3", "bn3");
-    clnet_tensor *logits = clnet_tensor_keep(clnet_linear(
-        g, clnet_global_avg_pool(g, y), &(clnet_linear_desc){.out_features = CLASSES, .name = "fc"}));
+    clnet_tensor *logits = clnet_tensor_keep(
+        clnet_linear(g, clnet_global_avg_pool(g, y),
+                     &(clnet_linear_desc){.out_features = CLASSES, .name = "fc"}));
     clnet_tensor *loss = clnet_focal_loss(g, logits, label, &(clnet_focal_loss_desc){.gamma = 2});
     clnet_adam *adam = clnet_adam_create(g, &(clnet_adam_desc){.weight_decay = 5e-4});
     clnet_graph_build(g, &(clnet_build_desc){.loss = loss, .seed = SEED});

@@ -31,8 +31,8 @@ int main(void) {
     }
     const float sobel[9] = {-1, 0, 1, -2, 0, 2, -1, 0, 1}; // (KH,KW,C,OC), with C = OC = 1
 
-    const clnet_conv2d_sizes sizes = {.N = 1, .C = 1, .H = H, .W = W, .OC = 1, .OH = OH, .OW = OW,
-                                      .KH = 3, .KW = 3};
+    const clnet_conv2d_sizes sizes = {
+        .N = 1, .C = 1, .H = H, .W = W, .OC = 1, .OH = OH, .OW = OW, .KH = 3, .KW = 3};
     float y[OH * OW];
     clnet_ref_conv2d_forward(y, x, sobel, NULL, &sizes);
     print_map("y, the edge:", y, OH, OW);

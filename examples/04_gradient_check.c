@@ -43,7 +43,8 @@ static double check(clnet_graph *g, clnet_tensor *loss, clnet_tensor *w) {
     clnet_tensor_get_grad(w, gradient, CLNET_ORDER_TORCH);
     for (size_t i = 0; i < count; i++) {
         const double near = loss_at(g, loss, w, values, i, h) - loss_at(g, loss, w, values, i, -h);
-        const double far = loss_at(g, loss, w, values, i, 2 * h) - loss_at(g, loss, w, values, i, -2 * h);
+        const double far =
+            loss_at(g, loss, w, values, i, 2 * h) - loss_at(g, loss, w, values, i, -2 * h);
         const double expected = (8 * near - far) / (12 * h);
         const double difference = fabs(gradient[i] - expected) / fmax(1, fabs(expected));
         worst = fmax(worst, difference);
@@ -57,11 +58,15 @@ int main(void) {
     clnet_graph *g = clnet_graph_create(ctx);
     clnet_tensor *image = clnet_input(g, "image", N, 3, SIZE, SIZE);
     clnet_tensor *mask = clnet_input(g, "mask", N, 1, SIZE, SIZE);
-    clnet_tensor *y = clnet_conv2d(g, image, &(clnet_conv2d_desc){.out_channels = 4, .kernel_size = {3, 3},
-                                                                  .padding = {1, 1}, .name = "conv"});
+    clnet_tensor *y = clnet_conv2d(
+        g, image,
+        &(clnet_conv2d_desc){
+            .out_channels = 4, .kernel_size = {3, 3}, .padding = {1, 1}, .name = "conv"});
     y = clnet_sigmoid(g, clnet_batch_norm(g, y, &(clnet_batch_norm_desc){.name = "bn"}));
-    y = clnet_conv2d(g, y, &(clnet_conv2d_desc){.out_channels = 1, .kernel_size = {1, 1}, .name = "head"});
-    clnet_tensor *losses[2] = {clnet_mask_focal_loss(g, y, mask, 2), clnet_dice_loss(g, y, mask, 1)};
+    y = clnet_conv2d(
+        g, y, &(clnet_conv2d_desc){.out_channels = 1, .kernel_size = {1, 1}, .name = "head"});
+    clnet_tensor *losses[2] = {clnet_mask_focal_loss(g, y, mask, 2),
+                               clnet_dice_loss(g, y, mask, 1)};
     clnet_tensor *loss = clnet_weighted_sum(g, losses, (const double[]){1, 1}, 2);
     clnet_graph_build(g, &(clnet_build_desc){.loss = loss, .seed = 7});
 

@@ -11,9 +11,13 @@
 
 enum { N = 1, FUSED = 16, REDUCTION = 4 };
 
-static clnet_tensor *conv(clnet_graph *g, clnet_tensor *x, int channels, int kernel, const char *name) {
-    return clnet_conv2d(g, x, &(clnet_conv2d_desc){.out_channels = channels, .kernel_size = {kernel, kernel},
-                                                   .padding = {kernel / 2, kernel / 2}, .name = name});
+static clnet_tensor *conv(clnet_graph *g, clnet_tensor *x, int channels, int kernel,
+                          const char *name) {
+    return clnet_conv2d(g, x,
+                        &(clnet_conv2d_desc){.out_channels = channels,
+                                             .kernel_size = {kernel, kernel},
+                                             .padding = {kernel / 2, kernel / 2},
+                                             .name = name});
 }
 
 static clnet_tensor *norm_relu(clnet_graph *g, clnet_tensor *x, const char *name) {
@@ -25,7 +29,8 @@ static clnet_tensor *fuse(clnet_graph *g, clnet_tensor *ec, clnet_tensor *es, cl
     ec = clnet_upsample_bilinear(g, ec, 28, 28, false); // the smaller to the size of the larger
     clnet_tensor *x = clnet_concat(g, (clnet_tensor *[]){ec, es}, 2);
     x = norm_relu(g, conv(g, x, FUSED, 1, "reduce"), "reduce_bn"); // 1 x 1: fewer channels
-    clnet_tensor *s = clnet_relu(g, conv(g, clnet_global_avg_pool(g, x), FUSED / REDUCTION, 1, "fc1"));
+    clnet_tensor *s =
+        clnet_relu(g, conv(g, clnet_global_avg_pool(g, x), FUSED / REDUCTION, 1, "fc1"));
     *gate = clnet_tensor_keep(clnet_sigmoid(g, conv(g, s, FUSED, 1, "fc2")));
     x = clnet_scale_channels(g, x, *gate); // the most relevant channels
     x = norm_relu(g, conv(g, x, FUSED, 3, "conv1"), "bn1");
@@ -50,7 +55,8 @@ int main(void) {
     static float ec_values[N * 32 * 14 * 14], es_values[N * 8 * 28 * 28];
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_graph *g = clnet_graph_create(ctx);
-    clnet_tensor *ec = clnet_input(g, "EC", N, 32, 14, 14), *es = clnet_input(g, "ES", N, 8, 28, 28);
+    clnet_tensor *ec = clnet_input(g, "EC", N, 32, 14, 14),
+                 *es = clnet_input(g, "ES", N, 8, 28, 28);
     clnet_tensor *gate = NULL;
     clnet_tensor *fused = fuse(g, ec, es, &gate);
     clnet_graph_build(g, &(clnet_build_desc){.seed = 1});

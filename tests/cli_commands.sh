@@ -108,7 +108,7 @@ test_devices() {
     works "devices --json" devices --json
     says '"devices": [{"device": "cpu"'
     refuses 2 "--yaml" devices --yaml
-    refuses 2 "opencl" devices --device opencl:7.7
+    refuses 2 "unknown option" devices --device opencl:7.7
 }
 
 test_evaluate() {
@@ -141,7 +141,7 @@ test_evaluate() {
     refuses 2 "--model unet" evaluate data --weights $both --model unet
     refuses 2 "--batch 0" evaluate data --weights $both --batch 0
     refuses 2 "--colour" evaluate data --weights $both --colour
-    refuses 2 "--device" evaluate data --weights $both --device opencl:9.9
+    refuses 2 "opencl:9.9" evaluate data --weights $both --device opencl:9.9
     refuses 2 "junk.jpg" evaluate data --weights $both --out junk.jpg
     head -c 1000 $both >cut.safetensors
     refuses 2 "cut.safetensors" evaluate data --weights cut.safetensors

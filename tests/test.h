@@ -6,13 +6,16 @@
 
 static int test_passed, test_failed, test_skipped;
 
+// Checks may be made by several threads at a time.
+#define TEST_COUNT(counter) __atomic_fetch_add(&(counter), 1, __ATOMIC_RELAXED)
+
 // CHECK(condition, "format", ...): the text says what was found when the condition is false.
 #define CHECK(condition, ...)                                                                      \
     do {                                                                                           \
         if (condition) {                                                                           \
-            test_passed++;                                                                         \
+            TEST_COUNT(test_passed);                                                               \
         } else {                                                                                   \
-            test_failed++;                                                                         \
+            TEST_COUNT(test_failed);                                                               \
             printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #condition);                            \
             printf(__VA_ARGS__);                                                                   \
             printf("\n");                                                                          \
@@ -22,7 +25,7 @@ static int test_passed, test_failed, test_skipped;
 // A case that this machine cannot run: counted and said, never silent.
 #define SKIP(...)                                                                                  \
     do {                                                                                           \
-        test_skipped++;                                                                            \
+        TEST_COUNT(test_skipped);                                                                  \
         printf("SKIP ");                                                                           \
         printf(__VA_ARGS__);                                                                       \
         printf("\n");                                                                              \

@@ -43,7 +43,8 @@ static void fill(clnet_tensor *t, uint64_t seed) {
     for (size_t i = 0; values && i < count; i++) {
         values[i] = (clnet_real)clnet_random_normal(seed, 0, i);
     }
-    CHECK(values && clnet_tensor_set(t, values, CLNET_ORDER_TORCH) == CLNET_OK, "%s", clnet_tensor_name(t));
+    CHECK(values && clnet_tensor_set(t, values, CLNET_ORDER_TORCH) == CLNET_OK, "%s",
+          clnet_tensor_name(t));
     free(values);
 }
 
@@ -86,32 +87,44 @@ static void test_first_error_stays(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_graph *g = clnet_graph_create(ctx);
     clnet_tensor *x = clnet_input(g, "image", 2, 3, 4, 5);
-    clnet_tensor *y = clnet_conv2d(g, x, &(clnet_conv2d_desc){.out_channels = 2, .kernel_size = {7, 7}, .name = "first"});
+    clnet_tensor *y = clnet_conv2d(
+        g, x, &(clnet_conv2d_desc){.out_channels = 2, .kernel_size = {7, 7}, .name = "first"});
     CHECK(!y, "a kernel of 7 x 7 over 4 x 5");
-    CHECK(contains(clnet_error(ctx), "conv2d") && contains(clnet_error(ctx), "first") && contains(clnet_error(ctx), "4 x 5"),
+    CHECK(contains(clnet_error(ctx), "conv2d") && contains(clnet_error(ctx), "first") &&
+              contains(clnet_error(ctx), "4 x 5"),
           "%s", clnet_error(ctx));
-    y = clnet_softmax(g, clnet_relu(g, clnet_conv2d(g, y, &(clnet_conv2d_desc){.name = "second"})), 9);
+    y = clnet_softmax(g, clnet_relu(g, clnet_conv2d(g, y, &(clnet_conv2d_desc){.name = "second"})),
+                      9);
     CHECK(!y && contains(clnet_error(ctx), "first"), "%s", clnet_error(ctx));
-    CHECK(clnet_graph_build(g, NULL) == CLNET_ERROR_ARGUMENT && clnet_graph_forward(g) == CLNET_ERROR_ARGUMENT, "built");
+    CHECK(clnet_graph_build(g, NULL) == CLNET_ERROR_ARGUMENT &&
+              clnet_graph_forward(g) == CLNET_ERROR_ARGUMENT,
+          "built");
     CHECK(!clnet_graph_create(ctx) && !clnet_model_create(ctx, NULL), "made in an error state");
     clnet_context_clear(ctx);
-    CHECK(clnet_context_result(ctx) == CLNET_OK && !strcmp(clnet_error(ctx), ""), "%s", clnet_error(ctx));
-    CHECK(!clnet_relu(g, x) && clnet_graph_build(g, NULL) != CLNET_OK, "a graph that failed was used again");
+    CHECK(clnet_context_result(ctx) == CLNET_OK && !strcmp(clnet_error(ctx), ""), "%s",
+          clnet_error(ctx));
+    CHECK(!clnet_relu(g, x) && clnet_graph_build(g, NULL) != CLNET_OK,
+          "a graph that failed was used again");
     clnet_graph_destroy(g);
     clnet_context_clear(ctx);
     clnet_graph *other = clnet_graph_create(ctx);
-    CHECK(clnet_relu(other, clnet_input(other, "x", 1, 1, 1, 1)) && clnet_graph_build(other, NULL) == CLNET_OK, "%s",
-          clnet_error(ctx));
+    CHECK(clnet_relu(other, clnet_input(other, "x", 1, 1, 1, 1)) &&
+              clnet_graph_build(other, NULL) == CLNET_OK,
+          "%s", clnet_error(ctx));
     clnet_graph_destroy(other);
     clnet_context_destroy(ctx);
 }
 
 static void test_null(void) {
     CHECK(!clnet_graph_create(NULL), "graph of no context");
-    CHECK(!clnet_input(NULL, "x", 1, 1, 1, 1) && !clnet_input_labels(NULL, "x", 1), "input of no graph");
-    CHECK(!clnet_relu(NULL, NULL) && !clnet_tensor_keep(NULL) && !clnet_tensor_rename(NULL, "x"), "NULL was not passed on");
-    CHECK(clnet_graph_build(NULL, NULL) != CLNET_OK && clnet_graph_forward(NULL) != CLNET_OK, "built from nothing");
-    CHECK(clnet_graph_backward(NULL) != CLNET_OK && clnet_train_step(NULL, 1) != CLNET_OK, "ran nothing");
+    CHECK(!clnet_input(NULL, "x", 1, 1, 1, 1) && !clnet_input_labels(NULL, "x", 1),
+          "input of no graph");
+    CHECK(!clnet_relu(NULL, NULL) && !clnet_tensor_keep(NULL) && !clnet_tensor_rename(NULL, "x"),
+          "NULL was not passed on");
+    CHECK(clnet_graph_build(NULL, NULL) != CLNET_OK && clnet_graph_forward(NULL) != CLNET_OK,
+          "built from nothing");
+    CHECK(clnet_graph_backward(NULL) != CLNET_OK && clnet_train_step(NULL, 1) != CLNET_OK,
+          "ran nothing");
     CHECK(clnet_tensor_get(NULL, NULL, CLNET_ORDER_TORCH) != CLNET_OK, "values of nothing");
     CHECK(isnan(clnet_tensor_item(NULL)), "an item of nothing");
     CHECK(!strcmp(clnet_error(NULL), "out of memory"), "%s", clnet_error(NULL));
@@ -122,15 +135,16 @@ static void test_null(void) {
 }
 
 // Evaluates an expression that builds a tensor from x (2,4,6,5) in g; it has to be refused.
-#define REFUSED(part, expression)                                                                        \
-    do {                                                                                                 \
-        clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.threads = 1});                  \
-        clnet_graph *g = clnet_graph_create(ctx);                                                        \
-        clnet_tensor *x = clnet_input(g, "x", 2, 4, 6, 5), *built = expression;                          \
-        CHECK(!built && x && clnet_context_result(ctx) == CLNET_ERROR_ARGUMENT, #expression " was accepted"); \
-        CHECK(contains(clnet_error(ctx), part), #expression ": %s", clnet_error(ctx));                   \
-        clnet_graph_destroy(g);                                                                          \
-        clnet_context_destroy(ctx);                                                                      \
+#define REFUSED(part, expression)                                                                  \
+    do {                                                                                           \
+        clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.threads = 1});            \
+        clnet_graph *g = clnet_graph_create(ctx);                                                  \
+        clnet_tensor *x = clnet_input(g, "x", 2, 4, 6, 5), *built = expression;                    \
+        CHECK(!built && x && clnet_context_result(ctx) == CLNET_ERROR_ARGUMENT,                    \
+              #expression " was accepted");                                                        \
+        CHECK(contains(clnet_error(ctx), part), #expression ": %s", clnet_error(ctx));             \
+        clnet_graph_destroy(g);                                                                    \
+        clnet_context_destroy(ctx);                                                                \
     } while (0)
 // A convolution, or max pooling, of 3 x 3 with something changed in its desc `d`.
 #define CONV(change) (d = good, change, clnet_conv2d(g, x, &d))
@@ -170,12 +184,16 @@ static void test_refused_pooling(void) {
 
 static void test_refused_operations(void) {
     REFUSED("linear", clnet_linear(g, x, &(clnet_linear_desc){.out_features = 2, .name = "l"}));
-    REFUSED("linear", clnet_linear(g, clnet_global_avg_pool(g, x), &(clnet_linear_desc){.out_features = 0, .name = "l"}));
-    REFUSED("linear", clnet_linear(g, clnet_global_avg_pool(g, x), &(clnet_linear_desc){.out_features = 2}));
+    REFUSED("linear", clnet_linear(g, clnet_global_avg_pool(g, x),
+                                   &(clnet_linear_desc){.out_features = 0, .name = "l"}));
+    REFUSED("linear",
+            clnet_linear(g, clnet_global_avg_pool(g, x), &(clnet_linear_desc){.out_features = 2}));
     REFUSED("batch_norm", clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = NULL}));
     REFUSED("batch_norm", clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "b", .eps = -1}));
-    REFUSED("batch_norm", clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "b", .momentum = 2}));
-    REFUSED("batch_norm", clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "b", .eps = NAN}));
+    REFUSED("batch_norm",
+            clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "b", .momentum = 2}));
+    REFUSED("batch_norm",
+            clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "b", .eps = NAN}));
     REFUSED("softmax", clnet_softmax(g, x, 0));
     REFUSED("softmax", clnet_softmax(g, x, 4));
     REFUSED("upsample", clnet_upsample_bilinear(g, x, 0, 4, false));
@@ -196,13 +214,18 @@ static void test_refused_operations(void) {
 }
 
 static void test_refused_losses(void) {
-    REFUSED("focal_loss", clnet_focal_loss(g, x, clnet_input_labels(g, "t", 2), &(clnet_focal_loss_desc){.gamma = 2}));
-    REFUSED("focal_loss", clnet_focal_loss(g, clnet_global_avg_pool(g, x), x, &(clnet_focal_loss_desc){.gamma = 2}));
-    REFUSED("focal_loss", clnet_focal_loss(g, clnet_global_avg_pool(g, x), clnet_input_labels(g, "t", 2),
-                                           &(clnet_focal_loss_desc){.gamma = -1}));
+    REFUSED("focal_loss", clnet_focal_loss(g, x, clnet_input_labels(g, "t", 2),
+                                           &(clnet_focal_loss_desc){.gamma = 2}));
+    REFUSED("focal_loss", clnet_focal_loss(g, clnet_global_avg_pool(g, x), x,
+                                           &(clnet_focal_loss_desc){.gamma = 2}));
+    REFUSED("focal_loss",
+            clnet_focal_loss(g, clnet_global_avg_pool(g, x), clnet_input_labels(g, "t", 2),
+                             &(clnet_focal_loss_desc){.gamma = -1}));
     REFUSED("mask_focal_loss", clnet_mask_focal_loss(g, x, x, 2));
-    REFUSED("mask_focal_loss", clnet_mask_focal_loss(g, clnet_input(g, "z", 2, 1, 3, 3), clnet_input(g, "m", 2, 1, 3, 4), 2));
-    REFUSED("dice_loss", clnet_dice_loss(g, clnet_input(g, "z", 2, 1, 3, 3), clnet_input(g, "m", 2, 1, 3, 3), -1));
+    REFUSED("mask_focal_loss", clnet_mask_focal_loss(g, clnet_input(g, "z", 2, 1, 3, 3),
+                                                     clnet_input(g, "m", 2, 1, 3, 4), 2));
+    REFUSED("dice_loss", clnet_dice_loss(g, clnet_input(g, "z", 2, 1, 3, 3),
+                                         clnet_input(g, "m", 2, 1, 3, 3), -1));
     REFUSED("weighted_sum", clnet_weighted_sum(g, (clnet_tensor *[]){x}, (double[]){1}, 1));
 }
 
@@ -217,8 +240,10 @@ static void test_refused_contexts(void) {
     for (int isa = CLNET_ISA_PORTABLE; isa <= CLNET_ISA_AVX512; isa++) {
         clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.isa = (clnet_isa)isa});
         const bool ok = clnet_context_result(ctx) == CLNET_OK;
-        CHECK(ok == clnet_isa_supported((clnet_isa)isa), "%s: %s", clnet_isa_name((clnet_isa)isa), clnet_error(ctx));
-        CHECK(!ok || !strcmp(clnet_context_isa(ctx), clnet_isa_name((clnet_isa)isa)), "%s", clnet_context_isa(ctx));
+        CHECK(ok == clnet_isa_supported((clnet_isa)isa), "%s: %s", clnet_isa_name((clnet_isa)isa),
+              clnet_error(ctx));
+        CHECK(!ok || !strcmp(clnet_context_isa(ctx), clnet_isa_name((clnet_isa)isa)), "%s",
+              clnet_context_isa(ctx));
         clnet_context_destroy(ctx);
     }
 }
@@ -232,20 +257,25 @@ static void test_refused_builds(void) {
     g = clnet_graph_create(ctx);
     clnet_tensor *x = clnet_input(g, "x", 1, 2, 3, 3), *y = clnet_relu(g, x);
     clnet_real values[18] = {0};
-    CHECK(clnet_tensor_get(y, values, CLNET_ORDER_TORCH) == CLNET_ERROR_ARGUMENT, "values before the build");
+    CHECK(clnet_tensor_get(y, values, CLNET_ORDER_TORCH) == CLNET_ERROR_ARGUMENT,
+          "values before the build");
     clnet_context_clear(ctx);
-    CHECK(clnet_graph_build(g, &(clnet_build_desc){.loss = y}) == CLNET_ERROR_ARGUMENT, "a loss without anything to learn");
+    CHECK(clnet_graph_build(g, &(clnet_build_desc){.loss = y}) == CLNET_ERROR_ARGUMENT,
+          "a loss without anything to learn");
     clnet_graph_destroy(g);
     clnet_context_clear(ctx);
     g = clnet_graph_create(ctx);
     x = clnet_input(g, "x", 1, 2, 3, 3);
     y = clnet_relu(g, x);
-    CHECK(clnet_graph_build(g, NULL) == CLNET_OK && clnet_graph_backward(g) == CLNET_ERROR_ARGUMENT, "backward without a loss");
+    CHECK(clnet_graph_build(g, NULL) == CLNET_OK && clnet_graph_backward(g) == CLNET_ERROR_ARGUMENT,
+          "backward without a loss");
     clnet_context_clear(ctx);
     CHECK(!clnet_relu(g, y), "a node was added after the build");
     clnet_context_clear(ctx);
-    CHECK(clnet_tensor_get_grad(x, values, CLNET_ORDER_TORCH) == CLNET_ERROR_ARGUMENT, "a gradient that nobody asked for");
-    CHECK(clnet_tensor_size(x, 3) == 3 && clnet_tensor_size(x, 4) == 1 && clnet_tensor_rank(x) == 4, "sizes");
+    CHECK(clnet_tensor_get_grad(x, values, CLNET_ORDER_TORCH) == CLNET_ERROR_ARGUMENT,
+          "a gradient that nobody asked for");
+    CHECK(clnet_tensor_size(x, 3) == 3 && clnet_tensor_size(x, 4) == 1 && clnet_tensor_rank(x) == 4,
+          "sizes");
     clnet_graph_destroy(g);
     clnet_context_destroy(ctx);
 }
@@ -259,8 +289,10 @@ typedef struct small {
 } small;
 
 static clnet_tensor *small_conv(clnet_graph *g, clnet_tensor *x, int channels, const char *name) {
-    return clnet_conv2d(g, x, &(clnet_conv2d_desc){.out_channels = channels, .kernel_size = {3, 3}, .padding = {1, 1},
-                                                   .name = name});
+    return clnet_conv2d(
+        g, x,
+        &(clnet_conv2d_desc){
+            .out_channels = channels, .kernel_size = {3, 3}, .padding = {1, 1}, .name = name});
 }
 
 static clnet_tensor *small_norm(clnet_graph *g, clnet_tensor *x, const char *name) {
@@ -277,15 +309,21 @@ static void small_layers(small *s, int batch, bool norm) {
     b = clnet_add(g, down, clnet_relu(g, norm ? small_norm(g, b, "bn2") : b));
     clnet_tensor *up = clnet_upsample_bilinear(g, clnet_relu(g, b), 8, 10, false);
     s->joined = clnet_concat(g, (clnet_tensor *[]){up, s->relu}, 2);
-    clnet_tensor *gate = clnet_sigmoid(g, clnet_conv2d(g, clnet_global_avg_pool(g, s->joined),
-                                                       &(clnet_conv2d_desc){.out_channels = 12, .kernel_size = {1, 1}, .name = "gate"}));
+    clnet_tensor *gate = clnet_sigmoid(
+        g, clnet_conv2d(
+               g, clnet_global_avg_pool(g, s->joined),
+               &(clnet_conv2d_desc){.out_channels = 12, .kernel_size = {1, 1}, .name = "gate"}));
     clnet_tensor *z = clnet_scale_channels(g, s->joined, gate);
-    clnet_tensor *logits = clnet_linear(g, clnet_global_avg_pool(g, z), &(clnet_linear_desc){.out_features = 3, .name = "fc"});
-    clnet_tensor *mask_logits = clnet_conv2d(g, z, &(clnet_conv2d_desc){.out_channels = 1, .kernel_size = {1, 1}, .name = "head"});
+    clnet_tensor *logits = clnet_linear(g, clnet_global_avg_pool(g, z),
+                                        &(clnet_linear_desc){.out_features = 3, .name = "fc"});
+    clnet_tensor *mask_logits = clnet_conv2d(
+        g, z, &(clnet_conv2d_desc){.out_channels = 1, .kernel_size = {1, 1}, .name = "head"});
     s->label = clnet_input_labels(g, "label", batch);
     s->mask = clnet_input(g, "mask", batch, 1, 8, 10);
-    clnet_tensor *losses[3] = {clnet_focal_loss(g, logits, s->label, &(clnet_focal_loss_desc){.gamma = 2}),
-                               clnet_mask_focal_loss(g, mask_logits, s->mask, 2), clnet_dice_loss(g, mask_logits, s->mask, 1)};
+    clnet_tensor *losses[3] = {
+        clnet_focal_loss(g, logits, s->label, &(clnet_focal_loss_desc){.gamma = 2}),
+        clnet_mask_focal_loss(g, mask_logits, s->mask, 2),
+        clnet_dice_loss(g, mask_logits, s->mask, 1)};
     s->loss = clnet_weighted_sum(g, losses, (double[]){1, 1, 1}, 3);
 }
 
@@ -296,10 +334,12 @@ static void small_fill(small *s, int first, int batch) {
     for (int n = 0; n < batch; n++) {
         label[n] = (first + n) % 3;
         for (uint64_t i = 0; i < 240; i++) {
-            image[(size_t)n * 240 + i] = (clnet_real)clnet_random_normal(5, (uint64_t)(first + n), i);
+            image[(size_t)n * 240 + i] =
+                (clnet_real)clnet_random_normal(5, (uint64_t)(first + n), i);
         }
         for (uint64_t i = 0; i < 80; i++) {
-            mask[(size_t)n * 80 + i] = clnet_random_uniform(6, (uint64_t)(first + n), i) < 0.4 ? 1 : 0;
+            mask[(size_t)n * 80 + i] =
+                clnet_random_uniform(6, (uint64_t)(first + n), i) < 0.4 ? 1 : 0;
         }
     }
     clnet_tensor_set(s->x, image, CLNET_ORDER_TORCH);
@@ -311,7 +351,9 @@ static bool small_open(small *s, clnet_context *ctx, int batch, bool norm, bool 
     *s = (small){.g = clnet_graph_create(ctx)};
     small_layers(s, batch, norm);
     s->adam = clnet_adam_create(s->g, &(clnet_adam_desc){.weight_decay = 1e-3});
-    if (clnet_graph_build(s->g, &(clnet_build_desc){.loss = s->loss, .keep_all = keep_all, .seed = 3}) != CLNET_OK) {
+    if (clnet_graph_build(s->g,
+                          &(clnet_build_desc){.loss = s->loss, .keep_all = keep_all, .seed = 3}) !=
+        CLNET_OK) {
         return false;
     }
     small_fill(s, 0, batch);
@@ -329,7 +371,8 @@ static void test_sharing_changes_nothing(void) {
     all = (small){.g = clnet_graph_create(ctx)};
     small_layers(&all, 3, true);
     small_layers(&shared, 3, true);
-    clnet_tensor *const watched[] = {all.relu, all.joined, all.x, shared.relu, shared.joined, shared.x};
+    clnet_tensor *const watched[] = {all.relu,    all.joined,    all.x,
+                                     shared.relu, shared.joined, shared.x};
     for (int i = 0; i < 6; i++) {
         clnet_tensor_require_grad(clnet_tensor_keep(watched[i]));
     }
@@ -337,7 +380,8 @@ static void test_sharing_changes_nothing(void) {
     clnet_graph_build(shared.g, &(clnet_build_desc){.loss = shared.loss, .seed = 3});
     small_fill(&all, 0, 3);
     small_fill(&shared, 0, 3);
-    for (int pass = 0; pass < 2; pass++) { // the second one runs over memory that is not fresh any more
+    for (int pass = 0; pass < 2;
+         pass++) { // the second one runs over memory that is not fresh any more
         small *both[] = {&all, &shared};
         for (int i = 0; i < 2; i++) {
             clnet_graph_zero_grad(both[i]->g);
@@ -345,7 +389,8 @@ static void test_sharing_changes_nothing(void) {
             CHECK(clnet_graph_backward(both[i]->g) == CLNET_OK, "%s", clnet_error(ctx));
         }
         CHECK(clnet_tensor_item(all.loss) == clnet_tensor_item(shared.loss), "losses");
-        CHECK(different_weights(all.g, shared.g, true) == 0, "%d gradients differ", different_weights(all.g, shared.g, true));
+        CHECK(different_weights(all.g, shared.g, true) == 0, "%d gradients differ",
+              different_weights(all.g, shared.g, true));
         for (int i = 0; i < 3; i++) {
             CHECK(same_values(watched[i], watched[3 + i], false), "values of tensor %d", i);
             CHECK(same_values(watched[i], watched[3 + i], true), "gradients of tensor %d", i);
@@ -365,12 +410,17 @@ static void test_plan(void) {
         const clnet_build_desc desc = {.loss = train ? s.loss : NULL};
         clnet_memory_plan *p = &plans[train];
         CHECK(clnet_graph_plan(s.g, &desc, p) == CLNET_OK, "%s", clnet_error(ctx));
-        CHECK(p->total == p->parameters + p->buffers + p->gradients + p->optimiser + p->activations + p->workspace, "%zu", p->total);
-        CHECK(p->activations < p->unshared, "%zu bytes of activations, %zu unshared", p->activations, p->unshared);
-        CHECK(clnet_graph_build(s.g, &desc) == CLNET_OK, "building after planning: %s", clnet_error(ctx));
+        CHECK(p->total == p->parameters + p->buffers + p->gradients + p->optimiser +
+                              p->activations + p->workspace,
+              "%zu", p->total);
+        CHECK(p->activations < p->unshared, "%zu bytes of activations, %zu unshared",
+              p->activations, p->unshared);
+        CHECK(clnet_graph_build(s.g, &desc) == CLNET_OK, "building after planning: %s",
+              clnet_error(ctx));
         clnet_graph_destroy(s.g);
     }
-    CHECK(plans[0].activations < plans[1].activations && plans[0].gradients == 0, "inference takes as much as training");
+    CHECK(plans[0].activations < plans[1].activations && plans[0].gradients == 0,
+          "inference takes as much as training");
     clnet_context_destroy(ctx);
 }
 
@@ -385,7 +435,8 @@ static void test_no_allocation_while_running(void) {
     clnet_graph_backward(s.g);
     clnet_adam_step(s.adam, 1e-3);
     clnet_train_step(s.adam, 1e-3);
-    CHECK(clnet_context_result(ctx) == CLNET_OK && count.calls == before, "%ld allocations in a step", count.calls - before);
+    CHECK(clnet_context_result(ctx) == CLNET_OK && count.calls == before,
+          "%ld allocations in a step", count.calls - before);
     clnet_graph_destroy(s.g);
     clnet_context_destroy(ctx);
     CHECK(count.live == 0, "%ld blocks were not freed", count.live);
@@ -422,10 +473,11 @@ static void sweep_memory(void life(clnet_context *ctx), const char *name) {
             result = clnet_context_result(ctx);
             CHECK(result == CLNET_OK || clnet_error(ctx)[0], "a failure without a sentence");
         }
-        CHECK(result == CLNET_OK ? count.calls < n : result == CLNET_ERROR_MEMORY, "%s, allocation %ld failed: %s",
-              name, n, clnet_error(ctx));
+        CHECK(result == CLNET_OK ? count.calls < n : result == CLNET_ERROR_MEMORY,
+              "%s, allocation %ld failed: %s", name, n, clnet_error(ctx));
         clnet_context_destroy(ctx);
-        CHECK(count.live == 0, "%s, allocation %ld failed: %ld blocks were not freed", name, n, count.live);
+        CHECK(count.live == 0, "%s, allocation %ld failed: %ld blocks were not freed", name, n,
+              count.live);
     }
     CHECK(result == CLNET_OK, "%s: never succeeded", name);
     printf("%s: %ld injection points, %ld handled\n", name, n - 1, n - 1);
@@ -453,14 +505,16 @@ static void test_batches(void) {
             clnet_graph_forward(s.g);
             clnet_real *part = values_of(s.joined, false);
             CHECK(clnet_tensor_count(s.joined) == (size_t)batch * image &&
-                      !memcmp(part, whole + (size_t)first * image, (size_t)batch * image * sizeof *part),
+                      !memcmp(part, whole + (size_t)first * image,
+                              (size_t)batch * image * sizeof *part),
                   "images %d.. in a batch of %d differ from the whole", first, batch);
             free(part);
         }
     }
     CHECK(clnet_graph_set_batch(s.g, 0) != CLNET_OK, "a batch of 0");
     clnet_context_clear(ctx);
-    CHECK(clnet_graph_set_batch(s.g, 5) != CLNET_OK && contains(clnet_error(ctx), "5"), "%s", clnet_error(ctx));
+    CHECK(clnet_graph_set_batch(s.g, 5) != CLNET_OK && contains(clnet_error(ctx), "5"), "%s",
+          clnet_error(ctx));
     free(whole);
     clnet_graph_destroy(s.g);
     clnet_context_destroy(ctx);
@@ -470,7 +524,8 @@ static void test_batches(void) {
 static void test_accumulation(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     small whole, half;
-    CHECK(small_open(&whole, ctx, 4, false, false) && small_open(&half, ctx, 2, false, false), "%s", clnet_error(ctx));
+    CHECK(small_open(&whole, ctx, 4, false, false) && small_open(&half, ctx, 2, false, false), "%s",
+          clnet_error(ctx));
     clnet_graph_zero_grad(whole.g);
     clnet_graph_forward(whole.g);
     clnet_graph_backward(whole.g);
@@ -488,7 +543,8 @@ static void test_accumulation(void) {
         for (size_t k = 0; k < clnet_tensor_count(w); k++) {
             error += pow((double)a[k] - (double)b[k], 2), size += pow((double)a[k], 2);
         }
-        CHECK(size > 0 && sqrt(error / size) <= 1e-6, "%s: off by %.2e", clnet_tensor_name(w), sqrt(error / size));
+        CHECK(size > 0 && sqrt(error / size) <= 1e-6, "%s: off by %.2e", clnet_tensor_name(w),
+              sqrt(error / size));
         free(a);
         free(b);
     }
@@ -505,7 +561,8 @@ static void test_one_value_per_channel(void) {
     fill(x, 1);
     CHECK(clnet_graph_forward(g) == CLNET_OK, "two values per channel: %s", clnet_error(ctx));
     clnet_graph_set_batch(g, 1);
-    CHECK(clnet_graph_forward(g) == CLNET_ERROR_ARGUMENT && contains(clnet_error(ctx), "bn"), "%s", clnet_error(ctx));
+    CHECK(clnet_graph_forward(g) == CLNET_ERROR_ARGUMENT && contains(clnet_error(ctx), "bn"), "%s",
+          clnet_error(ctx));
     clnet_context_clear(ctx);
     clnet_graph_set_training(g, false);
     CHECK(clnet_graph_forward(g) == CLNET_OK, "in evaluation it is allowed: %s", clnet_error(ctx));
@@ -523,7 +580,8 @@ static void test_backward_needs_forward(void) {
     clnet_context_clear(ctx);
     clnet_graph_forward(s.g);
     CHECK(clnet_graph_backward(s.g) == CLNET_OK, "%s", clnet_error(ctx));
-    CHECK(clnet_graph_backward(s.g) == CLNET_ERROR_ARGUMENT, "backward twice, over activations that are gone");
+    CHECK(clnet_graph_backward(s.g) == CLNET_ERROR_ARGUMENT,
+          "backward twice, over activations that are gone");
     clnet_graph_destroy(s.g);
     clnet_context_destroy(ctx);
 }
@@ -549,7 +607,8 @@ static void test_gradient_of_a_bystander(void) {
         clnet_graph_backward(g);
         clnet_tensor *const still[] = {other, apart};
         for (int k = 0; k < 2; k++) {
-            const bool there = clnet_tensor_get_grad(still[k], found, CLNET_ORDER_TORCH) == CLNET_OK;
+            const bool there =
+                clnet_tensor_get_grad(still[k], found, CLNET_ORDER_TORCH) == CLNET_OK;
             int count = 0;
             for (int i = 0; there && i < 32; i++) {
                 count += found[i] != 0;
@@ -566,16 +625,19 @@ static void test_gradient_of_a_bystander(void) {
 static void test_gradient_of_one_weight(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_graph *g = clnet_graph_create(ctx);
-    clnet_tensor *x = clnet_input(g, "x", 1, 2, 4, 4), *y = small_conv(g, small_conv(g, x, 2, "a"), 2, "b");
+    clnet_tensor *x = clnet_input(g, "x", 1, 2, 4, 4),
+                 *y = small_conv(g, small_conv(g, x, 2, "a"), 2, "b");
     clnet_tensor *w = clnet_tensor_require_grad(clnet_graph_find_weight(g, "b.weight"));
-    const clnet_result built = clnet_graph_build(g, &(clnet_build_desc){.loss = y, .no_weight_grad = true});
+    const clnet_result built =
+        clnet_graph_build(g, &(clnet_build_desc){.loss = y, .no_weight_grad = true});
     clnet_real numbers[36] = {1};
     if (built == CLNET_OK) {
         fill(x, 1);
         clnet_graph_forward(g);
         clnet_tensor_set_grad(y, numbers, CLNET_ORDER_TORCH);
         clnet_graph_backward(g);
-        CHECK(clnet_tensor_get_grad(w, numbers, CLNET_ORDER_TORCH) == CLNET_OK, "%s", clnet_error(ctx));
+        CHECK(clnet_tensor_get_grad(w, numbers, CLNET_ORDER_TORCH) == CLNET_OK, "%s",
+              clnet_error(ctx));
     } else {
         CHECK(clnet_error(ctx)[0], "refused without a sentence");
     }
@@ -590,8 +652,8 @@ static void test_label_out_of_range(void) {
     CHECK(small_open(&s, ctx, 2, true, false), "%s", clnet_error(ctx));
     clnet_tensor_set(s.label, (int32_t[]){0, 3}, CLNET_ORDER_TORCH);
     const clnet_result result = clnet_train_step(s.adam, 1e-3);
-    CHECK(result == CLNET_ERROR_ARGUMENT && contains(clnet_error(ctx), "label"), "label 3 of 3 classes: %d, %s",
-          (int)result, clnet_error(ctx));
+    CHECK(result == CLNET_ERROR_ARGUMENT && contains(clnet_error(ctx), "label"),
+          "label 3 of 3 classes: %d, %s", (int)result, clnet_error(ctx));
     clnet_graph_destroy(s.g);
     clnet_context_destroy(ctx);
 }
@@ -600,8 +662,11 @@ static void test_label_out_of_range(void) {
 static void test_nan(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     small s, untouched;
-    CHECK(small_open(&s, ctx, 2, true, false) && small_open(&untouched, ctx, 2, true, false), "%s", clnet_error(ctx));
-    CHECK(clnet_train_step(s.adam, 1e-3) == CLNET_OK && clnet_train_step(untouched.adam, 1e-3) == CLNET_OK, "%s", clnet_error(ctx));
+    CHECK(small_open(&s, ctx, 2, true, false) && small_open(&untouched, ctx, 2, true, false), "%s",
+          clnet_error(ctx));
+    CHECK(clnet_train_step(s.adam, 1e-3) == CLNET_OK &&
+              clnet_train_step(untouched.adam, 1e-3) == CLNET_OK,
+          "%s", clnet_error(ctx));
     clnet_real *image = values_of(s.x, false);
     image[100] = (clnet_real)NAN;
     clnet_tensor_set(s.x, image, CLNET_ORDER_TORCH);
@@ -609,9 +674,11 @@ static void test_nan(void) {
     CHECK(contains(clnet_error(ctx), "conv1"), "%s", clnet_error(ctx));
     CHECK(clnet_adam_steps(s.adam) == 1, "the step was counted");
     clnet_context_clear(ctx);
-    CHECK(different_weights(s.g, untouched.g, false) == 0, "%d weights or statistics changed", different_weights(s.g, untouched.g, false));
+    CHECK(different_weights(s.g, untouched.g, false) == 0, "%d weights or statistics changed",
+          different_weights(s.g, untouched.g, false));
     small_fill(&s, 0, 2);
-    CHECK(clnet_train_step(s.adam, 1e-3) == CLNET_OK && isfinite(clnet_tensor_item(s.loss)), "training cannot go on: %s", clnet_error(ctx));
+    CHECK(clnet_train_step(s.adam, 1e-3) == CLNET_OK && isfinite(clnet_tensor_item(s.loss)),
+          "training cannot go on: %s", clnet_error(ctx));
     free(image);
     clnet_graph_destroy(s.g);
     clnet_graph_destroy(untouched.g);
@@ -621,8 +688,10 @@ static void test_nan(void) {
 // Models.
 
 static clnet_model *open_model(clnet_context *ctx, uint64_t seed) {
-    clnet_model *m = clnet_model_create(ctx, &(clnet_model_desc){.width = 1.0 / 32, .size = {48, 40}, .batch = 2,
-                                                                 .purpose = CLNET_TRAIN, .seed = seed});
+    clnet_model *m = clnet_model_create(
+        ctx,
+        &(clnet_model_desc){
+            .width = 1.0 / 32, .size = {48, 40}, .batch = 2, .purpose = CLNET_TRAIN, .seed = seed});
     CHECK(m, "%s", clnet_error(ctx));
     return m;
 }
@@ -652,8 +721,10 @@ static void test_threads_agree(void) {
             model_step(m[i], t);
         }
         CHECK(clnet_context_result(ctx[i]) == CLNET_OK, "%s", clnet_error(ctx[i]));
-        const int different = i && m[0] && m[i] ? different_weights(m[0]->graph, m[i]->graph, false) : 0;
-        CHECK(different == 0, "%d threads: %d weights differ after 20 steps", threads[i], different);
+        const int different =
+            i && m[0] && m[i] ? different_weights(m[0]->graph, m[i]->graph, false) : 0;
+        CHECK(different == 0, "%d threads: %d weights differ after 20 steps", threads[i],
+              different);
     }
     for (int i = 0; i < 4; i++) {
         clnet_model_destroy(m[i]);
@@ -687,7 +758,8 @@ static void test_two_contexts_in_two_threads(void) {
     train_alone(&jobs[2]);
     for (int i = 0; i < 2; i++) {
         pthread_join(threads[i], NULL);
-        CHECK(different_weights(jobs[i].model->graph, jobs[2].model->graph, false) == 0, "thread %d", i);
+        CHECK(different_weights(jobs[i].model->graph, jobs[2].model->graph, false) == 0,
+              "thread %d", i);
     }
     for (int i = 0; i < 3; i++) {
         CHECK(clnet_context_result(jobs[i].ctx) == CLNET_OK, "%s", clnet_error(jobs[i].ctx));
@@ -698,9 +770,21 @@ static void test_two_contexts_in_two_threads(void) {
 
 static void test_refused_models(void) {
     const clnet_model_desc bad[] = {
-        {.name = "resnet51"}, {.name = ""}, {.name = "unet+resnet50"}, {.name = "resnet50+"}, {.name = "resnet50+resnet50"},
-        {.classes = -1}, {.classes = 1000}, {.width = -1}, {.width = NAN}, {.size = {16, 224}}, {.size = {-32, 32}},
-        {.name = "unet", .size = {15, 64}}, {.batch = -1}, {.width = 1e6}, {.size = {2000000000, 2000000000}},
+        {.name = "resnet51"},
+        {.name = ""},
+        {.name = "unet+resnet50"},
+        {.name = "resnet50+"},
+        {.name = "resnet50+resnet50"},
+        {.classes = -1},
+        {.classes = 1000},
+        {.width = -1},
+        {.width = NAN},
+        {.size = {16, 224}},
+        {.size = {-32, 32}},
+        {.name = "unet", .size = {15, 64}},
+        {.batch = -1},
+        {.width = 1e6},
+        {.size = {2000000000, 2000000000}},
         {.name = "a name that is much longer than any network's name could ever be"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         clnet_context *ctx = clnet_context_create(NULL);
@@ -751,9 +835,12 @@ static void test_save_and_load(void) {
     CHECK(different_weights(a->graph, b->graph, false) == 0, "loaded weights differ");
     char name[32];
     clnet_model_desc desc;
-    CHECK(clnet_model_describe(ctx, file_in("model.safetensors"), &desc, name) == CLNET_OK, "%s", clnet_error(ctx));
-    CHECK(!strcmp(name, "resnet50+unet") && desc.classes == 3 && desc.size[0] == 48 && desc.size[1] == 40 &&
-              desc.width == 1.0 / 32, "%s, %d classes, %d x %d, width %g", name, desc.classes, desc.size[0], desc.size[1], desc.width);
+    CHECK(clnet_model_describe(ctx, file_in("model.safetensors"), &desc, name) == CLNET_OK, "%s",
+          clnet_error(ctx));
+    CHECK(!strcmp(name, "resnet50+unet") && desc.classes == 3 && desc.size[0] == 48 &&
+              desc.size[1] == 40 && desc.width == 1.0 / 32,
+          "%s, %d classes, %d x %d, width %g", name, desc.classes, desc.size[0], desc.size[1],
+          desc.width);
     clnet_model *c = clnet_model_open(ctx, file_in("model.safetensors"));
     CHECK(c && different_weights(a->graph, c->graph, false) == 0, "%s", clnet_error(ctx));
     clnet_model_destroy(a);
@@ -765,7 +852,8 @@ static void test_save_and_load(void) {
 // Six steps at a stretch, and three, a checkpoint, a fresh model, three more: the same bits.
 static void test_resume(void) {
     clnet_context *ctx = clnet_context_create(NULL);
-    clnet_model *straight = open_model(ctx, 1), *first = open_model(ctx, 1), *second = open_model(ctx, 7);
+    clnet_model *straight = open_model(ctx, 1), *first = open_model(ctx, 1),
+                *second = open_model(ctx, 7);
     for (int t = 0; t < 6; t++) {
         model_step(straight, t);
         if (t < 3) {
@@ -773,9 +861,13 @@ static void test_resume(void) {
         }
     }
     const clnet_file_pair more[] = {{"epoch", "1"}, {"position", "3"}};
-    CHECK(clnet_checkpoint_save(first, file_in("last.safetensors"), more, 2) == CLNET_OK, "%s", clnet_error(ctx));
-    CHECK(clnet_checkpoint_load(second, file_in("last.safetensors")) == CLNET_OK, "%s", clnet_error(ctx));
-    CHECK(clnet_adam_steps(second->adam) == 3 && clnet_graph_step(second->graph) == clnet_graph_step(first->graph), "steps");
+    CHECK(clnet_checkpoint_save(first, file_in("last.safetensors"), more, 2) == CLNET_OK, "%s",
+          clnet_error(ctx));
+    CHECK(clnet_checkpoint_load(second, file_in("last.safetensors")) == CLNET_OK, "%s",
+          clnet_error(ctx));
+    CHECK(clnet_adam_steps(second->adam) == 3 &&
+              clnet_graph_step(second->graph) == clnet_graph_step(first->graph),
+          "steps");
     for (int t = 3; t < 6; t++) {
         model_step(second, t);
     }
@@ -785,9 +877,12 @@ static void test_resume(void) {
     clnet_checkpoint_save(second, file_in("b.safetensors"), more, 2);
     CHECK(same_files("a.safetensors", "b.safetensors"), "the checkpoints differ");
     clnet_tensor_file *f = clnet_tensor_file_open(ctx, file_in("last.safetensors"));
-    CHECK(f && clnet_tensor_file_metadata(f, "position") && !strcmp(clnet_tensor_file_metadata(f, "position"), "3"), "metadata");
+    CHECK(f && clnet_tensor_file_metadata(f, "position") &&
+              !strcmp(clnet_tensor_file_metadata(f, "position"), "3"),
+          "metadata");
     clnet_tensor_file_close(f);
-    CHECK(clnet_model_load(first, file_in("last.safetensors")) == CLNET_OK, "a checkpoint is a file of weights: %s", clnet_error(ctx));
+    CHECK(clnet_model_load(first, file_in("last.safetensors")) == CLNET_OK,
+          "a checkpoint is a file of weights: %s", clnet_error(ctx));
     clnet_model *open[] = {straight, first, second};
     for (int i = 0; i < 3; i++) {
         clnet_model_destroy(open[i]);
@@ -800,7 +895,8 @@ static void test_wrong_weights(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     const clnet_model_desc desc = {.name = "unet", .width = 1.0 / 64, .size = {32, 32}};
     clnet_model *m = clnet_model_create(ctx, &desc), *other = clnet_model_create(ctx, &desc);
-    CHECK(m && other && clnet_model_save(m, file_in("good.safetensors")) == CLNET_OK, "%s", clnet_error(ctx));
+    CHECK(m && other && clnet_model_save(m, file_in("good.safetensors")) == CLNET_OK, "%s",
+          clnet_error(ctx));
     if (!m || !other) {
         return;
     }
@@ -809,22 +905,28 @@ static void test_wrong_weights(void) {
         {.name = "seg.enc1.0.weight", .rank = 4, .shape = {1, 3, 3, 4}, .data = zeros},
         {.name = "dec.head.bias", .rank = 1, .shape = {1}, .data = zeros},
         {.name = "stranger.weight", .rank = 1, .shape = {5}, .data = zeros}};
-    CHECK(clnet_safetensors_write(ctx, file_in("wrong.safetensors"), items, 3, NULL, 0) == CLNET_OK, "%s", clnet_error(ctx));
-    CHECK(clnet_model_load(m, file_in("wrong.safetensors")) == CLNET_ERROR_MISMATCH, "wrong weights were loaded");
-    static const char *const told[] = {"wrong.safetensors", "seg.enc1.0.weight", "(1,3,3,4)", "(1,3,3,3)", "stranger.weight",
-                                       "seg.enc1.1.weight"};
+    CHECK(clnet_safetensors_write(ctx, file_in("wrong.safetensors"), items, 3, NULL, 0) == CLNET_OK,
+          "%s", clnet_error(ctx));
+    CHECK(clnet_model_load(m, file_in("wrong.safetensors")) == CLNET_ERROR_MISMATCH,
+          "wrong weights were loaded");
+    static const char *const told[] = {"wrong.safetensors", "seg.enc1.0.weight",
+                                       "(1,3,3,4)",         "(1,3,3,3)",
+                                       "stranger.weight",   "seg.enc1.1.weight"};
     for (size_t i = 0; i < sizeof told / sizeof *told; i++) {
         CHECK(contains(clnet_error(ctx), told[i]), "%s is not told: %s", told[i], clnet_error(ctx));
     }
     clnet_context_clear(ctx);
     CHECK(different_weights(m->graph, other->graph, false) == 0, "some weights were loaded");
-    CHECK(clnet_model_load(m, file_in("nothing.safetensors")) == CLNET_ERROR_FILE && contains(clnet_error(ctx), "nothing"), "%s",
-          clnet_error(ctx));
+    CHECK(clnet_model_load(m, file_in("nothing.safetensors")) == CLNET_ERROR_FILE &&
+              contains(clnet_error(ctx), "nothing"),
+          "%s", clnet_error(ctx));
     clnet_context_clear(ctx);
-    CHECK(!clnet_model_open(ctx, file_in("wrong.safetensors")) && clnet_context_result(ctx) == CLNET_ERROR_METADATA, "%s",
-          clnet_error(ctx));
+    CHECK(!clnet_model_open(ctx, file_in("wrong.safetensors")) &&
+              clnet_context_result(ctx) == CLNET_ERROR_METADATA,
+          "%s", clnet_error(ctx));
     clnet_context_clear(ctx);
-    CHECK(clnet_checkpoint_load(m, file_in("good.safetensors")) != CLNET_OK, "a checkpoint without an optimiser");
+    CHECK(clnet_checkpoint_load(m, file_in("good.safetensors")) != CLNET_OK,
+          "a checkpoint without an optimiser");
     clnet_context_clear(ctx);
     CHECK(clnet_model_load(m, file_in("good.safetensors")) == CLNET_OK, "%s", clnet_error(ctx));
     clnet_model_destroy(m);
@@ -835,7 +937,8 @@ static void test_wrong_weights(void) {
 static void test_predict(void) {
     static const int sizes[][2] = {{1, 1}, {1, 40}, {37, 53}, {48, 40}, {200, 3}, {113, 150}};
     clnet_context *ctx = clnet_context_create(NULL);
-    clnet_model *m = clnet_model_create(ctx, &(clnet_model_desc){.width = 1.0 / 32, .size = {48, 40}});
+    clnet_model *m =
+        clnet_model_create(ctx, &(clnet_model_desc){.width = 1.0 / 32, .size = {48, 40}});
     for (size_t i = 0; m && i < sizeof sizes / sizeof *sizes; i++) {
         const size_t pixels = (size_t)sizes[i][0] * (size_t)sizes[i][1];
         unsigned char *rgb = malloc(3 * pixels), *mask = malloc(pixels);
@@ -844,11 +947,14 @@ static void test_predict(void) {
             rgb[k] = (unsigned char)(k * 37 % 251);
         }
         clnet_prediction p = {.mask = mask, .probability = probability};
-        CHECK(clnet_predict(m, rgb, sizes[i][0], sizes[i][1], &p) == CLNET_OK, "%s", clnet_error(ctx));
-        CHECK(fabs(p.scores[0] + p.scores[1] + p.scores[2] - 1) < 1e-6, "scores do not add up to 1");
+        CHECK(clnet_predict(m, rgb, sizes[i][0], sizes[i][1], &p) == CLNET_OK, "%s",
+              clnet_error(ctx));
+        CHECK(fabs(p.scores[0] + p.scores[1] + p.scores[2] - 1) < 1e-6,
+              "scores do not add up to 1");
         int wrong = 0;
         for (size_t k = 0; k < pixels; k++) {
-            wrong += !(probability[k] >= 0 && probability[k] <= 1) || mask[k] != (probability[k] > 0.5f ? 255 : 0);
+            wrong += !(probability[k] >= 0 && probability[k] <= 1) ||
+                     mask[k] != (probability[k] > 0.5f ? 255 : 0);
         }
         CHECK(wrong == 0, "%d x %d: %d pixels", sizes[i][0], sizes[i][1], wrong);
         free(rgb);
@@ -856,7 +962,8 @@ static void test_predict(void) {
         free(probability);
     }
     unsigned char pixel[3] = {0};
-    CHECK(clnet_predict(m, pixel, 0, 1, &(clnet_prediction){.mask = NULL}) == CLNET_ERROR_ARGUMENT, "an image of height 0");
+    CHECK(clnet_predict(m, pixel, 0, 1, &(clnet_prediction){.mask = NULL}) == CLNET_ERROR_ARGUMENT,
+          "an image of height 0");
     clnet_model_destroy(m);
     clnet_context_destroy(ctx);
 }

@@ -48,9 +48,7 @@ static void put(const char *path, const void *data, size_t size) {
     }
 }
 
-static void put_text(const char *path, const char *text) {
-    put(path, text, strlen(text));
-}
+static void put_text(const char *path, const char *text) { put(path, text, strlen(text)); }
 
 static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *where) {
     (void)info;
@@ -59,9 +57,7 @@ static int remove_entry(const char *path, const struct stat *info, int type, str
     return remove(path);
 }
 
-static void remove_all(const char *path) {
-    nftw(path, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
-}
+static void remove_all(const char *path) { nftw(path, remove_entry, 8, FTW_DEPTH | FTW_PHYS); }
 
 // ---- CSV ----------------------------------------------------------------------------------------
 
@@ -145,9 +141,9 @@ static void test_csv_shape(void) {
 }
 
 static void test_csv_values(void) {
-    static const char *const bad[] = {"2",   "-1",    "0.5",  "nan", "NaN", "inf", "INF", "0x1",
-                                      "0x0", "\"1,0\"", "",   " 1",  "1 ",  "yes", "1e", "1e+",
-                                      ".",   "1.0.0", "+1",   "1f",  "1e9", "0,0"};
+    static const char *const bad[] = {"2",   "-1",      "0.5", "nan", "NaN", "inf", "INF", "0x1",
+                                      "0x0", "\"1,0\"", "",    " 1",  "1 ",  "yes", "1e",  "1e+",
+                                      ".",   "1.0.0",   "+1",  "1f",  "1e9", "0,0"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char text[200];
         snprintf(text, sizeof text, HEADER "A,0,0\nB,%s,0\n", bad[i]);
@@ -158,8 +154,8 @@ static void test_csv_values(void) {
     csv_accepted("H58 dots", HEADER "A,1.,.0\nB,00,01\n");
     csv_refused("H59", HEADER "A,1,1\n", "line 2: A is both melanoma and seborrheic keratosis");
 
-    static const char *const ids[] = {"../x", "/etc/passwd", "%s", "a b", "", "a\\b", ".hidden",
-                                      "\xC3\xA4", "a\x7F"};
+    static const char *const ids[] = {"../x", "/etc/passwd", "%s",       "a b",  "",
+                                      "a\\b", ".hidden",     "\xC3\xA4", "a\x7F"};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) { // H63
         char text[200];
         snprintf(text, sizeof text, HEADER "%s,0,0\n", ids[i]);
@@ -222,8 +218,8 @@ static void test_csv_size(void) {
 
 // ---- the data set -------------------------------------------------------------------------------
 
-#define DATA "ISIC-2017_Training_Data"
-#define MASKS "ISIC-2017_Training_Part1_GroundTruth"
+#define DATA   "ISIC-2017_Training_Data"
+#define MASKS  "ISIC-2017_Training_Part1_GroundTruth"
 #define LABELS "ISIC-2017_Training_Part3_GroundTruth.csv"
 
 // A grey ramp, or a mask whose left half is lesion.
@@ -241,7 +237,8 @@ static void put_png(const char *path, int height, int width, bool mask) {
 static void make_set(void) {
     remove_all(at("set"));
     CHECK(mkdir(at("set"), 0700) == 0 && mkdir(at("set/" DATA), 0700) == 0 &&
-              mkdir(at("set/" MASKS), 0700) == 0, "no folders");
+              mkdir(at("set/" MASKS), 0700) == 0,
+          "no folders");
     put_png(at("set/" DATA "/A.png"), 12, 16, false);
     put_png(at("set/" DATA "/B.PNG"), 9, 9, false);
     put_png(at("set/" DATA "/C.jpg"), 20, 10, false); // content decides, not the name
@@ -277,13 +274,15 @@ static void test_pairing(void) {
     CHECK(d.masks == 2 && d.classes[0] == 1 && d.classes[1] == 1 && d.classes[2] == 0, "counts");
     dataset_close(&d);
     CHECK(dataset_has(at("set"), "training") && !dataset_has(at("set"), "validation") &&
-              !dataset_has(at("set"), "nonsense") && !dataset_has(at("none"), "training"), "has");
+              !dataset_has(at("set"), "nonsense") && !dataset_has(at("none"), "training"),
+          "has");
 
     open_refused("other split", at("set"), "validation",
                  "Validation_Data: this split is not there, "
                  "the data set has: training");
     open_refused("unknown split", at("set"), "train", "split \"train\" is not known");
-    open_refused("plain folder", at("set/" DATA), "training", "is not a data set in the ISIC 2017 "
+    open_refused("plain folder", at("set/" DATA), "training",
+                 "is not a data set in the ISIC 2017 "
                  "layout: the folder ISIC-2017_Training_Data is not there");
     open_refused("missing", at("none"), "training", "none: does not exist");
     open_refused("file", at("set/" LABELS), "training", "is not a folder");
@@ -324,7 +323,8 @@ static void test_single_class(void) { // H65
     make_set();
     put_text(at("set/" LABELS), HEADER "A,0,0\nB,0,0\nC,0,0\n");
     CHECK(dataset_open(at("set"), "training", &d, &p) && d.classes[DATASET_NEVUS] == 3 &&
-              d.classes[0] == 0 && d.classes[1] == 0, "H65: %s", p.text);
+              d.classes[0] == 0 && d.classes[1] == 0,
+          "H65: %s", p.text);
     dataset_close(&d);
 }
 
@@ -349,8 +349,13 @@ static bool open_cache(cache *c, int height, int threads, const volatile sig_ato
         *c = (cache){.file = -1};
         return false;
     }
-    const cache_desc desc = {.dir = root, .height = height, .width = W, .threads = threads,
-                             .progress = progress, .user = &told, .stop = stop};
+    const cache_desc desc = {.dir = root,
+                             .height = height,
+                             .width = W,
+                             .threads = threads,
+                             .progress = progress,
+                             .user = &told,
+                             .stop = stop};
     const bool ok = cache_open(c, &d, &desc, p);
     dataset_close(&d);
     return ok;
@@ -365,9 +370,7 @@ static void open_and_close(const char *what, bool reused) {
     cache_close(&c);
 }
 
-static const char *cache_file(void) {
-    return at("cache-training-%dx%d.bin", H, W);
-}
+static const char *cache_file(void) { return at("cache-training-%dx%d.bin", H, W); }
 
 static void test_cache_content(void) {
     float pixels[H * W * 3], again[H * W * 3];
@@ -395,7 +398,8 @@ static void test_cache_content(void) {
     CHECK(open_cache(&one, H, 1, NULL, &p), "%s", p.text);
     for (size_t i = 0; i < 3; i++) {
         CHECK(cache_read(&c, i, pixels, NULL, &p) && cache_read(&one, i, again, NULL, &p) &&
-                  memcmp(pixels, again, sizeof pixels) == 0, "record %zu depends on threads", i);
+                  memcmp(pixels, again, sizeof pixels) == 0,
+              "record %zu depends on threads", i);
     }
     cache_close(&c);
     cache_close(&one);
@@ -516,7 +520,8 @@ static void test_cache_refusals(void) {
     remove_all(cache_file());
     const volatile sig_atomic_t stop = 1;
     CHECK(!open_cache(&c, H, 2, &stop, &p) && p.status == EXIT_RUN &&
-              strstr(p.text, "stopped after 0 of 3 images"), "stop: \"%s\"", p.text);
+              strstr(p.text, "stopped after 0 of 3 images"),
+          "stop: \"%s\"", p.text);
     CHECK(access(cache_file(), F_OK) != 0, "stopped, but there is a file");
 
     const struct rlimit small = {.rlim_cur = 3000, .rlim_max = RLIM_INFINITY};

@@ -197,9 +197,7 @@ static clnet_context *disk_context(void) {
     return ctx;
 }
 
-static double seconds_now(void) {
-    return (double)clock() / CLOCKS_PER_SEC;
-}
+static double seconds_now(void) { return (double)clock() / CLOCKS_PER_SEC; }
 
 #if defined(__SANITIZE_ADDRESS__)
 enum { SLOWER = 6 }; // times are measured, but not judged so hard

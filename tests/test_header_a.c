@@ -12,8 +12,10 @@ int main(void) {
     int used = 0;
     const char *device = device_of_other_file(1, &used);
     CHECK(ctx && clnet_context_result(ctx) == CLNET_OK, "%s", clnet_error(ctx));
-    CHECK(!strcmp(device, clnet_context_device(ctx)), "%s here, %s there", clnet_context_device(ctx), device);
-    CHECK(used == clnet_context_threads(ctx), "%d threads here, %d there", clnet_context_threads(ctx), used);
+    CHECK(!strcmp(device, clnet_context_device(ctx)), "%s here, %s there",
+          clnet_context_device(ctx), device);
+    CHECK(used == clnet_context_threads(ctx), "%d threads here, %d there",
+          clnet_context_threads(ctx), used);
     clnet_context_destroy(ctx);
     return test_close();
 }

@@ -142,10 +142,21 @@ static void huffman_segment(bytes *b, int id, int length, int count, const char 
 static void frame_segments(bytes *b, int sof, int height, int width, int channels) {
     unsigned char quantiser[65] = {0};
     memset(quantiser + 1, 8, 64);
-    const unsigned char frame[] = {8, (unsigned char)(height >> 8), (unsigned char)height,
-                                   (unsigned char)(width >> 8), (unsigned char)width,
-                                   (unsigned char)channels, 1, channels == 3 ? 0x22 : 0x11, 0,
-                                   2, 0x11, 0, 3, 0x11, 0};
+    const unsigned char frame[] = {8,
+                                   (unsigned char)(height >> 8),
+                                   (unsigned char)height,
+                                   (unsigned char)(width >> 8),
+                                   (unsigned char)width,
+                                   (unsigned char)channels,
+                                   1,
+                                   channels == 3 ? 0x22 : 0x11,
+                                   0,
+                                   2,
+                                   0x11,
+                                   0,
+                                   3,
+                                   0x11,
+                                   0};
     add(b, "\xFF\xD8", 2);
     segment(b, 0xDB, quantiser, sizeof quantiser);
     segment(b, sof, frame, 6 + 3 * (size_t)channels);
@@ -229,8 +240,8 @@ static void inserted(const char *what, const bytes *base, size_t at, const void 
 }
 
 static void scan_segment(bytes *b, int ss, int se, int bits, const char *data, size_t size) {
-    const unsigned char body[] = {1, 1, 0, (unsigned char)ss, (unsigned char)se,
-                                  (unsigned char)bits};
+    const unsigned char body[] = {
+        1, 1, 0, (unsigned char)ss, (unsigned char)se, (unsigned char)bits};
     segment(b, 0xDA, body, sizeof body);
     add(b, data, size);
 }
@@ -247,10 +258,10 @@ static void start(bytes *b, int sof, int height, int width) {
 static bytes progressive(void) {
     bytes b = {0};
     start(&b, 0xC2, 8, 8);
-    scan_segment(&b, 0, 0, 0x01, "\xBF", 1);    // 10 11: DC = 3 << 1
-    scan_segment(&b, 1, 63, 0x01, "\x63", 1);   // 01 1 00: first AC = 1 << 1, end of block
-    scan_segment(&b, 0, 0, 0x10, "\xFF\0", 2);  // DC + 1
-    scan_segment(&b, 1, 63, 0x10, "\x2F", 1);   // 00 1: end of block, the old coefficient + 1
+    scan_segment(&b, 0, 0, 0x01, "\xBF", 1);   // 10 11: DC = 3 << 1
+    scan_segment(&b, 1, 63, 0x01, "\x63", 1);  // 01 1 00: first AC = 1 << 1, end of block
+    scan_segment(&b, 0, 0, 0x10, "\xFF\0", 2); // DC + 1
+    scan_segment(&b, 1, 63, 0x10, "\x2F", 1);  // 00 1: end of block, the old coefficient + 1
     add(&b, "\xFF\xD9", 2);
     return b;
 }
@@ -329,7 +340,10 @@ static void test_jpeg_headers(void) {
     drop(&b);
     changed("H14 Adobe RGB is colour as it is", &base, 0, 0, "neither JPEG nor PNG");
     b = copy(&base);
-    splice(&b, 2, find(&base, 0xDB) - 2, "\xFF\xEE\0\x0E" "Adobe\0\x64\0\0\0\0\0", 16);
+    splice(&b, 2, find(&base, 0xDB) - 2,
+           "\xFF\xEE\0\x0E"
+           "Adobe\0\x64\0\0\0\0\0",
+           16);
     image rgb = accepted_as("H14 Adobe RGB", &b, IMAGE_RGB, 16, 24);
     image ycc = accepted_as("YCbCr", &base, IMAGE_RGB, 16, 24);
     CHECK(rgb.bytes && ycc.bytes && memcmp(rgb.bytes, ycc.bytes, 16 * 24 * 3) != 0,
@@ -472,8 +486,8 @@ static bytes png(int height, int width, int depth, int color, int interlace, con
                  size_t size, const void *palette, size_t colors) {
     bytes b = {0};
     int packed_size = 0;
-    unsigned char *packed = stbi_zlib_compress((unsigned char *)(uintptr_t)rows, (int)size,
-                                               &packed_size, 8);
+    unsigned char *packed =
+        stbi_zlib_compress((unsigned char *)(uintptr_t)rows, (int)size, &packed_size, 8);
     png_head(&b, (size_t)height, (size_t)width, depth, color, interlace);
     if (palette) {
         chunk(&b, "PLTE", palette, 3 * colors);
@@ -858,7 +872,8 @@ static void test_writing(void) {
           "what was written is not what was read");
     image_free(&im);
     CHECK(!image_write_png(in_folder("none/w.png"), pixels, 7, 5, 3, &p) && p.status == EXIT_RUN &&
-              strstr(p.text, "none/w.png: cannot be written: No such file"), "\"%s\"", p.text);
+              strstr(p.text, "none/w.png: cannot be written: No such file"),
+          "\"%s\"", p.text);
     p = (problem){0};
     CHECK(!image_write_png(folder, pixels, 7, 5, 3, &p) && strstr(p.text, folder), "\"%s\"",
           p.text);

@@ -233,9 +233,7 @@ static void test_many_scores(clnet_context *ctx) {
     free(truth);
 }
 
-static void *no_memory(void *user, size_t bytes) {
-    return *(bool *)user ? NULL : malloc(bytes);
-}
+static void *no_memory(void *user, size_t bytes) { return *(bool *)user ? NULL : malloc(bytes); }
 
 static void give_back(void *user, void *memory) {
     (void)user;

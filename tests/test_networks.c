@@ -21,7 +21,8 @@
 
 #define WIDE (sizeof(clnet_real) == sizeof(double))
 
-static const char *const cases[] = {"resnet50", "unet", "resunet", "resnet50_unet", "resnet50_resunet", "per_task"};
+static const char *const cases[] = {"resnet50",         "unet",    "resunet", "resnet50_unet",
+                                    "resnet50_resunet", "per_task"};
 enum { CASES = sizeof cases / sizeof *cases };
 
 typedef struct network_case {
@@ -69,8 +70,8 @@ static double *read_tensor(clnet_tensor *t, bool gradient) {
     clnet_real *numbers = malloc(count * sizeof *numbers);
     double *values = malloc(count * sizeof *values);
     const clnet_result result = !numbers || !values ? CLNET_ERROR_MEMORY
-                                : gradient          ? clnet_tensor_get_grad(t, numbers, CLNET_ORDER_TORCH)
-                                                    : clnet_tensor_get(t, numbers, CLNET_ORDER_TORCH);
+                                : gradient ? clnet_tensor_get_grad(t, numbers, CLNET_ORDER_TORCH)
+                                           : clnet_tensor_get(t, numbers, CLNET_ORDER_TORCH);
     CHECK(result == CLNET_OK, "%s", clnet_tensor_name(t));
     for (size_t i = 0; i < count && values; i++) {
         values[i] = result == CLNET_OK ? (double)numbers[i] : NAN;
@@ -89,16 +90,20 @@ static double relative_l2(const double *found, const double *expected, size_t co
 }
 
 // Compares numbers found with a tensor of the file; returns the relative L2 distance.
-static double distance_to(const network_case *c, const char *name, const double *found, size_t count) {
+static double distance_to(const network_case *c, const char *name, const double *found,
+                          size_t count) {
     size_t wanted;
     double *expected = read_expected(c, name, &wanted);
-    CHECK(expected && wanted == count, "%s, %s: %zu numbers in the file, %zu here", c->name, name, wanted, count);
-    const double distance = expected && wanted == count ? relative_l2(found, expected, count) : INFINITY;
+    CHECK(expected && wanted == count, "%s, %s: %zu numbers in the file, %zu here", c->name, name,
+          wanted, count);
+    const double distance =
+        expected && wanted == count ? relative_l2(found, expected, count) : INFINITY;
     free(expected);
     return distance;
 }
 
-static bool open_case(network_case *c, const char *data, const char *name, clnet_context *ctx, const char *path) {
+static bool open_case(network_case *c, const char *data, const char *name, clnet_context *ctx,
+                      const char *path) {
     char file[512];
     *c = (network_case){.name = name, .path = path, .ctx = ctx};
     snprintf(file, sizeof file, "%s/net_%s.expected.safetensors", data, name);
@@ -114,10 +119,13 @@ static bool open_case(network_case *c, const char *data, const char *name, clnet
     const char *fusion = clnet_tensor_file_metadata(c->expected, "fusion");
     CHECK(input && sscanf(input, "%d,3,%d,%d", &n, &h, &w) == 3, "%s: metadata", file);
     snprintf(c->model, sizeof c->model, "%s", clnet_tensor_file_metadata(c->expected, "model"));
-    c->desc = (clnet_model_desc){.name = c->model, .size = {h, w}, .batch = n,
-                                 .classes = atoi(clnet_tensor_file_metadata(c->expected, "classes")),
-                                 .width = atof(clnet_tensor_file_metadata(c->expected, "width")),
-                                 .fusion = strcmp(fusion, "per-task") ? CLNET_FUSION_SHARED : CLNET_FUSION_PER_TASK};
+    c->desc = (clnet_model_desc){
+        .name = c->model,
+        .size = {h, w},
+        .batch = n,
+        .classes = atoi(clnet_tensor_file_metadata(c->expected, "classes")),
+        .width = atof(clnet_tensor_file_metadata(c->expected, "width")),
+        .fusion = strcmp(fusion, "per-task") ? CLNET_FUSION_SHARED : CLNET_FUSION_PER_TASK};
     return true;
 }
 
@@ -198,7 +206,8 @@ static void check_probabilities(network_case *c, clnet_tensor *logits, const cha
         return;
     }
     size_t count;
-    double *expected = read_expected(c, name, &count), *found = read_tensor(logits, false), worst = 0;
+    double *expected = read_expected(c, name, &count), *found = read_tensor(logits, false),
+           worst = 0;
     int different = 0;
     CHECK(expected && count == clnet_tensor_count(logits), "%s: %s", c->name, name);
     for (size_t i = 0; expected && i < count; i += K) {
@@ -215,8 +224,10 @@ static void check_probabilities(network_case *c, clnet_tensor *logits, const cha
                                 : best_of(found + i, K) != best_of(expected + i, K);
         }
     }
-    CHECK(worst <= limit_of(5e-5, 1e-6), "%s, %s, %s: a probability is off by %.2e", c->name, c->path, name, worst);
-    CHECK(different == 0, "%s, %s, %s: %d classes or pixels differ", c->name, c->path, name, different);
+    CHECK(worst <= limit_of(5e-5, 1e-6), "%s, %s, %s: a probability is off by %.2e", c->name,
+          c->path, name, worst);
+    CHECK(different == 0, "%s, %s, %s: %d classes or pixels differ", c->name, c->path, name,
+          different);
     c->worst_probability = fmax(c->worst_probability, worst);
     free(expected);
     free(found);
@@ -225,7 +236,8 @@ static void check_probabilities(network_case *c, clnet_tensor *logits, const cha
 static void check_evaluation(network_case *c) {
     clnet_model *model = open_model(c, CLNET_INFER);
     if (model) {
-        CHECK(clnet_graph_forward(model->graph) == CLNET_OK, "%s: %s", c->name, clnet_error(c->ctx));
+        CHECK(clnet_graph_forward(model->graph) == CLNET_OK, "%s: %s", c->name,
+              clnet_error(c->ctx));
         check_probabilities(c, model->logits, "logits", (size_t)c->desc.classes);
         check_probabilities(c, model->mask_logits, "mask_logits", 1);
     }
@@ -236,7 +248,8 @@ static void check_loss(const network_case *c, clnet_tensor *loss, const char *na
     if (loss) {
         const double found = clnet_tensor_item(loss);
         const double distance = distance_to(c, name, &found, 1);
-        CHECK(distance <= limit_of(1e-5, 1e-6), "%s, %s: %s is %.9g, off by %.2e", c->name, c->path, name, found, distance);
+        CHECK(distance <= limit_of(1e-5, 1e-6), "%s, %s: %s is %.9g, off by %.2e", c->name, c->path,
+              name, found, distance);
     }
 }
 
@@ -249,8 +262,8 @@ static void check_weights(network_case *c, clnet_graph *g) {
         snprintf(name, sizeof name, "%s.%s", trainable ? "grad" : "running", clnet_tensor_name(w));
         double *found = read_tensor(w, trainable);
         const double distance = distance_to(c, name, found, clnet_tensor_count(w));
-        CHECK(distance <= limit_of(trainable ? 1e-4 : 1e-5, 1e-6), "%s, %s: %s is off by %.2e", c->name, c->path, name,
-              distance);
+        CHECK(distance <= limit_of(trainable ? 1e-4 : 1e-5, 1e-6), "%s, %s: %s is off by %.2e",
+              c->name, c->path, name, distance);
         c->worst_gradient = trainable ? fmax(c->worst_gradient, distance) : c->worst_gradient;
         free(found);
     }
@@ -274,7 +287,8 @@ static void check_training(network_case *c) {
     clnet_model_destroy(model);
 }
 
-static void check_cam(const network_case *c, clnet_model *model, clnet_cam_variant variant, int stage) {
+static void check_cam(const network_case *c, clnet_model *model, clnet_cam_variant variant,
+                      int stage) {
     char name[64];
     clnet_file_tensor t;
     snprintf(name, sizeof name, "cam.%s.fm%d", clnet_cam_name(variant), stage);
@@ -296,7 +310,8 @@ static void check_cam(const network_case *c, clnet_model *model, clnet_cam_varia
         found[i] = (double)cam[i];
     }
     const double distance = result == CLNET_OK ? distance_to(c, name, found, count) : INFINITY;
-    CHECK(distance <= limit_of(1e-4, 1e-6), "%s, %s: %s is off by %.2e", c->name, c->path, name, distance);
+    CHECK(distance <= limit_of(1e-4, 1e-6), "%s, %s: %s is off by %.2e", c->name, c->path, name,
+          distance);
     free(label);
     free(classes);
     free(cam);
@@ -330,14 +345,16 @@ static void check_digests(const network_case *c, clnet_graph *g) {
         char name[256];
         size_t two;
         snprintf(name, sizeof name, "adam3.%s", clnet_tensor_name(w));
-        double *expected = read_expected(c, name, &two), *p = read_tensor(w, false), sum = 0, wave = 0, size = 0;
+        double *expected = read_expected(c, name, &two), *p = read_tensor(w, false), sum = 0,
+               wave = 0, size = 0;
         CHECK(two == 2, "%s: %s", c->name, name);
         for (size_t k = 0; k < clnet_tensor_count(w); k++) {
             sum += p[k];
             wave += p[k] * cos((double)k);
             size += fabs(p[k]);
         }
-        const double error = two == 2 ? fmax(fabs(sum - expected[0]), fabs(wave - expected[1])) / size : INFINITY;
+        const double error =
+            two == 2 ? fmax(fabs(sum - expected[0]), fabs(wave - expected[1])) / size : INFINITY;
         CHECK(error <= 1e-7, "%s: %s is off by %.2e", c->name, name, error);
         free(expected);
         free(p);
@@ -350,7 +367,8 @@ static void check_adam(network_case *c) {
     double *expected = read_expected(c, "adam.losses", &steps), worst = 0;
     CHECK(steps == 20, "%s: adam.losses", c->name);
     for (size_t t = 0; model && t < steps; t++) {
-        CHECK(clnet_train_step(model->adam, 1e-3) == CLNET_OK, "%s: %s", c->name, clnet_error(c->ctx));
+        CHECK(clnet_train_step(model->adam, 1e-3) == CLNET_OK, "%s: %s", c->name,
+              clnet_error(c->ctx));
         const double error = fabs(clnet_tensor_item(model->loss) / expected[t] - 1);
         worst = error <= worst ? worst : error;
         if (t == 2) {
@@ -374,8 +392,8 @@ static void check_case(const char *data, const char *name, clnet_context *ctx, c
     if (WIDE) {
         check_adam(&c);
     }
-    printf("%-18s %-10s worst probability %.1e, worst gradient %.1e, %d too close to call\n", name, path,
-           c.worst_probability, c.worst_gradient, c.close_calls);
+    printf("%-18s %-10s worst probability %.1e, worst gradient %.1e, %d too close to call\n", name,
+           path, c.worst_probability, c.worst_gradient, c.close_calls);
     clnet_tensor_file_close(c.expected);
 }
 
@@ -400,7 +418,8 @@ int main(int argc, char **argv) {
     }
 #endif
     for (int reference = 0; reference < 2 - WIDE; reference++) {
-        clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.reference = reference || WIDE});
+        clnet_context *ctx =
+            clnet_context_create(&(clnet_context_desc){.reference = reference || WIDE});
         for (int i = 0; i < CASES; i++) {
             check_case(data, cases[i], ctx, WIDE ? "double" : clnet_context_isa(ctx));
         }

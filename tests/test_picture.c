@@ -43,9 +43,7 @@ static color color_at(const picture *pic, int y, int x) {
     return (color){c[0], c[1], c[2]};
 }
 
-static bool same_color(color a, color b) {
-    return a.r == b.r && a.g == b.g && a.b == b.b;
-}
+static bool same_color(color a, color b) { return a.r == b.r && a.g == b.g && a.b == b.b; }
 
 static void write_text(const char *path, const char *text) {
     FILE *file = fopen(path, "wb");
@@ -251,8 +249,12 @@ static void test_panel(void) {
     cells[0] = new_picture(10, 30, (color){255, 0, 0});
     cells[3] = new_picture(1, 1, (color){0, 0, 255});
     const char *const labels[] = {"first", "a label that is much wider than its cell"};
-    picture_panel_desc desc = {.rows = 2, .columns = 2, .cells = cells, .row_labels = labels,
-                               .column_labels = labels, .cell = 30};
+    picture_panel_desc desc = {.rows = 2,
+                               .columns = 2,
+                               .cells = cells,
+                               .row_labels = labels,
+                               .column_labels = labels,
+                               .cell = 30};
     CHECK(picture_panel(&out, &desc, &p), "%s", p.text);
     bool red = false, blue = false;
     for (int y = 0; y < out.height; y++) {
@@ -305,7 +307,8 @@ static void test_plot_log(void) {
                                  "2,1e-4,1,0.5,0.4,3\n");
     CHECK(two > one, "two rows left less than one");
     CHECK(plot_text("epoch,lr,loss,loss.focal,val.jaccard,seconds\n1,nan,,inf,-inf,3\n2\n,,,,,,,\n"
-                    "x,y,z\n3,nan,nan,nan,nan,nan") == keys, "NaN was drawn");
+                    "x,y,z\n3,nan,nan,nan,nan,nan") == keys,
+          "NaN was drawn");
     plot_text("epoch,loss,val.a\n1,1e308,-1e308\n2,-1e308,1e308\n3,1e-320,0\n");
     plot_text("epoch,loss\n1e300,1\n-1e300,2\n");
 }
@@ -413,8 +416,8 @@ static void check_split(const char *split, int first, int count) {
 }
 
 static void test_synth_layout(void) {
-    const synth_desc desc = {.train = 9, .validation = 3, .test = 3, .height = 40, .width = 52,
-                             .seed = 7};
+    const synth_desc desc = {
+        .train = 9, .validation = 3, .test = 3, .height = 40, .width = 52, .seed = 7};
     problem p = {0};
     size_t calls = 0;
     use_threads(1);
@@ -444,7 +447,8 @@ static void test_synth_repeats(void) {
                      "b/ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000006_segmentation.png"),
           "the first mask of the test split depends on the number of training images");
     CHECK(!same_files("b/ISIC-2017_Training_Data/ISIC_0000000.jpg",
-                      "b/ISIC-2017_Test_v2_Data/ISIC_0000006.jpg"), "splits share an image");
+                      "b/ISIC-2017_Test_v2_Data/ISIC_0000006.jpg"),
+          "splits share an image");
 }
 
 static void test_synth_refused(void) {
@@ -493,9 +497,11 @@ static void test_report(void) {
     CHECK(text && !strstr(text, "<script") && strstr(text, "&lt;script&gt;alert(1)"), "escaping");
     CHECK(text && !strstr(text, "<b>") && !strstr(text, "<i>"), "escaping of headings and cells");
     CHECK(text && strstr(text, "\xC3\xA4 \xE2\x89\xA5 &#65533; &#65533;&#65533; ") &&
-              !strchr(text, '\x01') && !strchr(text, '\xFF'), "what is no character");
+              !strchr(text, '\x01') && !strchr(text, '\xFF'),
+          "what is no character");
     CHECK(text && strstr(text, "base64,TWFu\"") && strstr(text, "base64,TWE=\"") &&
-              strstr(text, "base64,TQ==\"") && strstr(text, "base64,iVBORw0KGgo"), "base64");
+              strstr(text, "base64,TQ==\"") && strstr(text, "base64,iVBORw0KGgo"),
+          "base64");
     CHECK(text && strstr(text, "<td class=\"n\">0.78</td>") && !strstr(text, "http"), "table");
     wholefile_free(&html);
 }
@@ -528,12 +534,12 @@ int main(void) {
         CHECK(false, "cannot work in %s", folder);
         return test_close();
     }
-    void (*const tests[])(void) = {
-        test_create,        test_clipping,      test_line,         test_font,
-        test_blit,          test_heat,          test_overlay_heat, test_overlay_mask,
-        test_panel,         test_plot_log,      test_plot_refused, test_plot_roc,
-        test_draw,          test_synth_layout,  test_synth_repeats, test_synth_refused,
-        test_report,        test_report_refused};
+    void (*const tests[])(void) = {test_create,        test_clipping,     test_line,
+                                   test_font,          test_blit,         test_heat,
+                                   test_overlay_heat,  test_overlay_mask, test_panel,
+                                   test_plot_log,      test_plot_refused, test_plot_roc,
+                                   test_draw,          test_synth_layout, test_synth_repeats,
+                                   test_synth_refused, test_report,       test_report_refused};
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
         tests[i]();
     }

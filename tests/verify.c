@@ -32,7 +32,8 @@ static struct {
 static verify_row *table_row(const char *operation, const char *check, const char *path) {
     for (int i = table.rows - 1; i >= 0; i--) {
         verify_row *row = &table.row[i];
-        if (!strcmp(row->operation, operation) && !strcmp(row->check, check) && !strcmp(row->path, path)) {
+        if (!strcmp(row->operation, operation) && !strcmp(row->check, check) &&
+            !strcmp(row->path, path)) {
             return row;
         }
     }
@@ -50,10 +51,10 @@ static verify_row *table_row(const char *operation, const char *check, const cha
     return row;
 }
 
-void verify_report(const char *operation, const char *check, const char *path, double error, double limit,
-                   const char *where) {
+void verify_report(const char *operation, const char *check, const char *path, double error,
+                   double limit, const char *where) {
     verify_row *row = table_row(operation, check, path);
-    limit *= table.allowance ? table.allowance : 1;
+    limit *= table.allowance > 0 ? table.allowance : 1;
     row->cases++;
     row->limit = limit;
     if (!(error <= row->worst)) {
@@ -66,7 +67,8 @@ void verify_report(const char *operation, const char *check, const char *path, d
     }
     table.failed++;
     if (++row->failures <= 3) {
-        fprintf(stderr, "FAIL %s, %s, %s: %.3g, limit %.3g: %s\n", operation, check, path, error, limit, where);
+        fprintf(stderr, "FAIL %s, %s, %s: %.3g, limit %.3g: %s\n", operation, check, path, error,
+                limit, where);
     }
 }
 
@@ -91,12 +93,13 @@ static int compare_rows(const void *a, const void *b) {
 }
 
 static void print_table(void) {
-    printf("%-24s %-24s %-10s %5s %10s %8s        %s\n", "operation", "check", "path", "cases", "worst",
-           "limit", "where it was worst");
+    printf("%-24s %-24s %-10s %5s %10s %8s        %s\n", "operation", "check", "path", "cases",
+           "worst", "limit", "where it was worst");
     for (int i = 0; i < table.rows; i++) {
         const verify_row *r = &table.row[i];
-        printf("%-24s %-24s %-10s %5d %10.3g %8.3g  %s  %s\n", r->operation, r->check, r->path, r->cases,
-               r->worst, r->limit, r->failures ? "FAIL" : "ok  ", r->worst > 0 || r->failures ? r->where : "");
+        printf("%-24s %-24s %-10s %5d %10.3g %8.3g  %s  %s\n", r->operation, r->check, r->path,
+               r->cases, r->worst, r->limit, r->failures ? "FAIL" : "ok  ",
+               r->worst > 0 || r->failures ? r->where : "");
     }
     for (int i = 0; i < table.note_count; i++) {
         printf("%s\n", table.notes[i]);
@@ -124,11 +127,13 @@ static void print_json_number(double value) {
 }
 
 static void print_json(const char *device, unsigned long long seed) {
-    printf("{\"device\": \"%s\", \"seed\": %llu, \"passed\": %d, \"failed\": %d, \"skipped\": %d, \"rows\": [", device,
-           seed, table.passed, table.failed, table.skipped);
+    printf("{\"device\": \"%s\", \"seed\": %llu, \"passed\": %d, \"failed\": %d, \"skipped\": %d, "
+           "\"rows\": [",
+           device, seed, table.passed, table.failed, table.skipped);
     for (int i = 0; i < table.rows; i++) {
         const verify_row *r = &table.row[i];
-        const char *const texts[] = {"operation", r->operation, "check", r->check, "path", r->path, "where", r->where};
+        const char *const texts[] = {"operation", r->operation, "check", r->check,
+                                     "path",      r->path,      "where", r->where};
         printf("%s\n  {", i ? "," : "");
         for (size_t k = 0; k < sizeof texts / sizeof *texts; k += 2) {
             printf("\"%s\": ", texts[k]);
@@ -153,10 +158,12 @@ static clnet_context *open_context(const char *device, clnet_isa isa, bool refer
         .device = device, .base = {.isa = isa, .reference = reference, .threads = threads}});
 }
 
-static void verify_on(const char *device, clnet_isa isa, bool reference, const char *only, const char *data,
-                      uint64_t seed) {
+static void verify_on(const char *device, clnet_isa isa, bool reference, const char *only,
+                      const char *data, uint64_t seed) {
     const bool cpu = !strcmp(device, "cpu");
-    verify_path path = {.name = !cpu ? "device" : reference ? "reference" : clnet_isa_name(isa),
+    verify_path path = {.name = !cpu        ? "device"
+                                : reference ? "reference"
+                                            : clnet_isa_name(isa),
                         .ctx = open_context(device, isa, reference, 1),
                         .threaded = open_context(device, isa, reference, 3)};
     if (!path.ctx || !path.threaded || clnet_context_result(path.ctx) != CLNET_OK) {
@@ -175,7 +182,8 @@ static void verify_on(const char *device, clnet_isa isa, bool reference, const c
     clnet_context_destroy(path.threaded);
 }
 
-static void verify_everything(const char *device, const char *only, const char *data, uint64_t seed) {
+static void verify_everything(const char *device, const char *only, const char *data,
+                              uint64_t seed) {
     if (strcmp(device, "cpu") != 0) {
         table.allowance = 2;
         verify_on(device, CLNET_ISA_AUTO, false, only, data, seed);
@@ -200,18 +208,22 @@ static void verify_everything(const char *device, const char *only, const char *
 static void usage(void) {
     puts("clnet-verify [--device D] [--json] [--operation NAME] [--data DIR] [--seed N]\n"
          "\n"
-         "Checks every operation of clnet, forward and backward, on this machine: against plain loops in\n"
+         "Checks every operation of clnet, forward and backward, on this machine: against plain "
+         "loops in\n"
          "double, against differences of the forward pass, and against values from PyTorch.\n"
          "\n"
-         "  --device D        what computes: cpu (default), opencl, opencl:P.D; limits of a device are twice\n"
+         "  --device D        what computes: cpu (default), opencl, opencl:P.D; limits of a device "
+         "are twice\n"
          "                    the CPU's, as its elementary functions may be less exact\n"
          "  --json            the table as JSON\n"
          "  --operation NAME  only operations whose name contains NAME\n"
          "  --data DIR        where ops.safetensors lies (default tests/data)\n"
          "  --seed N          of the random inputs (default 1)\n"
          "\n"
-         "An error is measured in units of rounding, so that 1 is about the best that float allows and the\n"
-         "limit is the same for all shapes. Exit status: 0 all passed, 1 something failed, 2 bad options.");
+         "An error is measured in units of rounding, so that 1 is about the best that float allows "
+         "and the\n"
+         "limit is the same for all shapes. Exit status: 0 all passed, 1 something failed, 2 bad "
+         "options.");
 }
 
 typedef struct options {
@@ -238,7 +250,8 @@ static int read_options(int argc, char **argv, options *o) {
         } else if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
             o->seed = strtoull(argv[++i], NULL, 10);
         } else {
-            fprintf(stderr, "clnet-verify: %s: %s\n", argv[i], text ? "needs a value" : "unknown option");
+            fprintf(stderr, "clnet-verify: %s: %s\n", argv[i],
+                    text ? "needs a value" : "unknown option");
             return 3;
         }
     }
@@ -248,7 +261,8 @@ static int read_options(int argc, char **argv, options *o) {
         fprintf(stderr, "clnet-verify: %s\n", clnet_error(ctx));
     } else if (!o->json && clnet_cl_context_device(ctx)) {
         const clnet_cl_device *d = clnet_cl_context_device(ctx);
-        printf("%s: %s (%s), driver %s\n%s\n", d->id, d->name, d->vendor, d->driver, clnet_cl_matrix_product(ctx));
+        printf("%s: %s (%s), driver %s\n%s\n", d->id, d->name, d->vendor, d->driver,
+               clnet_cl_matrix_product(ctx));
     }
     clnet_context_destroy(ctx);
     return there ? 0 : 3;

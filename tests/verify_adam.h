@@ -21,8 +21,8 @@ typedef struct adam_state {
     double p[ADAM_COUNT], m[ADAM_COUNT], v[ADAM_COUNT];
 } adam_state;
 
-static void naive_adam(adam_state *s, const double *gradient, double lr, uint64_t t, const clnet_adam_desc *d,
-                       adam_mistake mistake) {
+static void naive_adam(adam_state *s, const double *gradient, double lr, uint64_t t,
+                       const clnet_adam_desc *d, adam_mistake mistake) {
     const double beta1 = d->beta1 != 0 ? d->beta1 : 0.9, beta2 = d->beta2 != 0 ? d->beta2 : 0.999;
     const double eps = d->eps != 0 ? d->eps : 1e-8;
     const bool decoupled = d->decoupled != (mistake == ADAM_OTHER_DECAY);
@@ -49,7 +49,8 @@ typedef struct adam_case {
 static bool adam_open(adam_case *a, clnet_context *ctx, const clnet_adam_desc *d) {
     a->g = clnet_graph_create(ctx);
     clnet_tensor *x = clnet_input(a->g, "x", 1, ADAM_COUNT, 1, 1);
-    clnet_tensor *y = clnet_linear(a->g, x, &(clnet_linear_desc){.out_features = 1, .no_bias = true, .name = "w"});
+    clnet_tensor *y = clnet_linear(
+        a->g, x, &(clnet_linear_desc){.out_features = 1, .no_bias = true, .name = "w"});
     a->adam = clnet_adam_create(a->g, d);
     const bool built = clnet_graph_build(a->g, &(clnet_build_desc){.loss = y}) == CLNET_OK;
     a->w = built ? clnet_graph_find_weight(a->g, "w.weight") : NULL;
@@ -62,7 +63,8 @@ static void adam_get(adam_case *a, adam_state *s) {
     clnet_adam_get(a->adam, 0, a->w, values[1], CLNET_ORDER_TORCH);
     clnet_adam_get(a->adam, 1, a->w, values[2], CLNET_ORDER_TORCH);
     for (int i = 0; i < ADAM_COUNT; i++) {
-        s->p[i] = (double)values[0][i], s->m[i] = (double)values[1][i], s->v[i] = (double)values[2][i];
+        s->p[i] = (double)values[0][i], s->m[i] = (double)values[1][i],
+        s->v[i] = (double)values[2][i];
     }
 }
 
@@ -88,20 +90,23 @@ static void adam_step(adam_case *a, const double *gradient, double lr) {
 // Gradients of all sizes: 0, denormal, 1e-30 to 1e15, and ordinary ones.
 static double adam_gradient(int i, uint64_t *state) {
     static const double special[] = {0, 1e-40, 1e-30, -1e-20, 1e-8, 1e8, -1e15};
-    return i < 7 ? special[i] * (1 + verify_uniform(state)) : verify_normal(state) * pow(10, verify_whole(state, -4, 1));
+    return i < 7 ? special[i] * (1 + verify_uniform(state))
+                 : verify_normal(state) * pow(10, verify_whole(state, -4, 1));
 }
 
 // The limits of one step, as parts of what they allow: m, v 4u of their terms; p one ulp and 16u of
 // the update. Below 2^-126 squares of gradients vanish, and the update with them is anything up to lr.
-static double adam_step_error(const adam_state *found, const adam_state *right, const adam_state *before,
-                              const double *g, const clnet_adam_desc *d) {
+static double adam_step_error(const adam_state *found, const adam_state *right,
+                              const adam_state *before, const double *g, const clnet_adam_desc *d) {
     double worst = 0;
     for (int i = 0; i < ADAM_COUNT; i++) {
         const double slope = fabs(g[i]) + (d->decoupled ? 0 : d->weight_decay * fabs(before->p[i]));
         const double m = NAIVE_U * (fabs(before->m[i]) + slope) + NAIVE_TINY;
         const double v = NAIVE_U * (before->v[i] + slope * slope) + NAIVE_TINY;
-        const double p = naive_ulp(right->p[i]) + 16 * NAIVE_U * (fabs(right->p[i] - before->p[i]) + 1e-6);
-        const double errors[3] = {fabs(found->m[i] - right->m[i]) / (4 * m), fabs(found->v[i] - right->v[i]) / (4 * v),
+        const double p =
+            naive_ulp(right->p[i]) + 16 * NAIVE_U * (fabs(right->p[i] - before->p[i]) + 1e-6);
+        const double errors[3] = {fabs(found->m[i] - right->m[i]) / (4 * m),
+                                  fabs(found->v[i] - right->v[i]) / (4 * v),
                                   fabs(found->p[i] - right->p[i]) / p};
         for (int k = 0; k < 3; k++) {
             worst = errors[k] <= worst ? worst : errors[k];
@@ -111,7 +116,8 @@ static double adam_step_error(const adam_state *found, const adam_state *right, 
 }
 
 // One step from given moments, as step number t.
-static void verify_adam_step(const verify_path *path, const clnet_adam_desc *d, const char *name, uint64_t t) {
+static void verify_adam_step(const verify_path *path, const clnet_adam_desc *d, const char *name,
+                             uint64_t t) {
     adam_case a;
     if (!adam_open(&a, path->ctx, d)) {
         verify_report(name, "one step", path->name, INFINITY, 1, clnet_error(path->ctx));
@@ -135,7 +141,8 @@ static void verify_adam_step(const verify_path *path, const clnet_adam_desc *d, 
     naive_adam(&right, g, 1e-3, t, d, ADAM_RIGHT);
     char where[96];
     snprintf(where, sizeof where, "t = %llu", (unsigned long long)t);
-    verify_report(name, "one step", path->name, adam_step_error(&found, &right, &before, g, d), 1, where);
+    verify_report(name, "one step", path->name, adam_step_error(&found, &right, &before, g, d), 1,
+                  where);
     clnet_graph_destroy(a.g);
 }
 
@@ -155,7 +162,8 @@ static double adam_distance(const adam_state *a, const adam_state *b) {
     return worst;
 }
 
-static void naive_trajectory(adam_state *s, const adam_state *start, const clnet_adam_desc *d, adam_mistake mistake) {
+static void naive_trajectory(adam_state *s, const adam_state *start, const clnet_adam_desc *d,
+                             adam_mistake mistake) {
     *s = *start;
     for (uint64_t t = 1; t <= ADAM_STEPS; t++) {
         double g[ADAM_COUNT];
@@ -165,8 +173,10 @@ static void naive_trajectory(adam_state *s, const adam_state *start, const clnet
 }
 
 // A thousand steps; then each mistake has to end farther away than the limit, or it shows nothing.
-static void verify_adam_trajectory(const verify_path *path, const clnet_adam_desc *d, const char *name) {
-    static const char *const mistakes[] = {"", "sees eps before correction", "sees the other decay", "sees no correction"};
+static void verify_adam_trajectory(const verify_path *path, const clnet_adam_desc *d,
+                                   const char *name) {
+    static const char *const mistakes[] = {"", "sees eps before correction", "sees the other decay",
+                                           "sees no correction"};
     const double limit = 1e-5;
     adam_case a;
     if (!adam_open(&a, path->ctx, d)) {
@@ -188,14 +198,17 @@ static void verify_adam_trajectory(const verify_path *path, const clnet_adam_des
     adam_get(&a, &found);
     naive_trajectory(&right, &start, d, ADAM_RIGHT);
     char where[96];
-    snprintf(where, sizeof where, "eps %g, weight decay %g", d->eps != 0 ? d->eps : 1e-8, d->weight_decay);
+    snprintf(where, sizeof where, "eps %g, weight decay %g", d->eps != 0 ? d->eps : 1e-8,
+             d->weight_decay);
     verify_report(name, "1,000 steps", path->name, adam_distance(&found, &right), limit, where);
     for (int k = ADAM_EPS_INSIDE; k < ADAM_MISTAKES; k++) {
-        const bool visible = k == ADAM_NO_CORRECTION || (k == ADAM_EPS_INSIDE ? d->eps != 0 : d->weight_decay != 0);
+        const bool visible =
+            k == ADAM_NO_CORRECTION || (k == ADAM_EPS_INSIDE ? d->eps != 0 : d->weight_decay != 0);
         if (visible) {
             adam_state wrong;
             naive_trajectory(&wrong, &start, d, (adam_mistake)k);
-            verify_report(name, mistakes[k], path->name, limit / adam_distance(&wrong, &right), 1, where);
+            verify_report(name, mistakes[k], path->name, limit / adam_distance(&wrong, &right), 1,
+                          where);
         }
     }
     clnet_graph_destroy(a.g);
@@ -205,7 +218,8 @@ static void verify_optimisers(const verify_path *path) {
     static const double eps[] = {0, 1e-3}, decay[] = {0, 5e-4, 0.1};
     static const uint64_t steps[] = {1, 2, 1000, 1000000};
     for (int i = 0; i < 12; i++) {
-        const clnet_adam_desc d = {.eps = eps[i % 2], .weight_decay = decay[i / 2 % 3], .decoupled = i / 6};
+        const clnet_adam_desc d = {
+            .eps = eps[i % 2], .weight_decay = decay[i / 2 % 3], .decoupled = i / 6};
         const char *name = d.decoupled ? "adamw" : "adam";
         for (int k = 0; k < 4; k++) {
             verify_adam_step(path, &d, name, steps[k]);

@@ -16,21 +16,21 @@ enum { VERIFY_INPUTS = 4, VERIFY_WEIGHT = 4, VERIFY_BIAS, VERIFY_MEAN, VERIFY_VA
 
 typedef struct verify_case {
     clnet_op op;
-    const char *name;    // what is awkward about it
-    int x[4];            // shape (N,C,H,W) of the first input
-    int out;             // channels of conv2d and linear
+    const char *name;                                          // what is awkward about it
+    int x[4];                                                  // shape (N,C,H,W) of the first input
+    int out;                                                   // channels of conv2d and linear
     int kernel[2], stride[2], padding[2], dilation[2], groups; // 0 = the operation's default
-    int size[2];         // upsample_bilinear
-    int axis;            // softmax
-    int more[3];         // concat: channels of the other inputs
-    double value;        // gamma, p, smooth, momentum
-    double eps;          // batch_norm
-    double alpha[4];     // focal_loss
+    int size[2];                                               // upsample_bilinear
+    int axis;                                                  // softmax
+    int more[3];     // concat: channels of the other inputs
+    double value;    // gamma, p, smooth, momentum
+    double eps;      // batch_norm
+    double alpha[4]; // focal_loss
     bool no_bias, exclude_pad, align_corners, evaluation, unlabelled;
 } verify_case;
 
 #define S(n, c, h, w) .x = {n, c, h, w}
-#define K(h, w) .kernel = {h, w}
+#define K(h, w)       .kernel = {h, w}
 
 static const verify_case verify_cases[] = {
     {CLNET_OP_CONV2D, "3x3 padded", S(2, 3, 7, 5), .out = 4, K(3, 3), .padding = {1, 1}},
@@ -41,27 +41,38 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_CONV2D, "one column", S(1, 2, 17, 1), .out = 3, K(3, 1), .stride = {2, 1}},
     {CLNET_OP_CONV2D, "1x1", S(3, 19, 5, 7), .out = 17, K(1, 1), .no_bias = true},
     {CLNET_OP_CONV2D, "1x1 to one channel", S(2, 33, 6, 5), .out = 1, K(1, 1)},
-    {CLNET_OP_CONV2D, "1x1 strided", S(2, 8, 7, 9), .out = 6, K(1, 1), .stride = {2, 2}, .no_bias = true},
+    {CLNET_OP_CONV2D, "1x1 strided", S(2, 8, 7, 9), .out = 6, K(1, 1), .stride = {2, 2},
+     .no_bias = true},
     {CLNET_OP_CONV2D, "1x1 padded", S(1, 3, 4, 5), .out = 2, K(1, 1), .padding = {1, 2}},
     {CLNET_OP_CONV2D, "7x7 stem", S(1, 3, 17, 13), .out = 5, K(7, 7), .stride = {2, 2},
      .padding = {3, 3}, .no_bias = true},
     {CLNET_OP_CONV2D, "1x7", S(2, 4, 8, 9), .out = 3, K(1, 7), .padding = {0, 3}},
     {CLNET_OP_CONV2D, "7x1", S(2, 4, 8, 9), .out = 3, K(7, 1), .padding = {3, 0}, .no_bias = true},
     {CLNET_OP_CONV2D, "5x5 of primes", S(1, 7, 11, 13), .out = 5, K(5, 5), .padding = {2, 2}},
-    {CLNET_OP_CONV2D, "uneven stride", S(2, 3, 10, 11), .out = 4, K(3, 2), .stride = {2, 1}, .padding = {1, 0}},
+    {CLNET_OP_CONV2D, "uneven stride", S(2, 3, 10, 11), .out = 4, K(3, 2), .stride = {2, 1},
+     .padding = {1, 0}},
     {CLNET_OP_CONV2D, "stride over kernel", S(1, 3, 11, 10), .out = 4, K(2, 2), .stride = {3, 3}},
-    {CLNET_OP_CONV2D, "stride 2, padded", S(2, 6, 9, 8), .out = 5, K(3, 3), .stride = {2, 2}, .padding = {1, 1}},
+    {CLNET_OP_CONV2D, "stride 2, padded", S(2, 6, 9, 8), .out = 5, K(3, 3), .stride = {2, 2},
+     .padding = {1, 1}},
     {CLNET_OP_CONV2D, "padding over kernel", S(1, 2, 3, 4), .out = 3, K(2, 2), .padding = {3, 2}},
-    {CLNET_OP_CONV2D, "dilated", S(1, 4, 11, 13), .out = 5, K(3, 3), .padding = {2, 3}, .dilation = {2, 3}},
+    {CLNET_OP_CONV2D, "dilated", S(1, 4, 11, 13), .out = 5, K(3, 3), .padding = {2, 3},
+     .dilation = {2, 3}},
     {CLNET_OP_CONV2D, "dilated and strided", S(1, 3, 13, 12), .out = 2, K(3, 2), .stride = {2, 3},
      .padding = {1, 2}, .dilation = {3, 2}, .no_bias = true},
-    {CLNET_OP_CONV2D, "groups", S(2, 6, 7, 8), .out = 9, K(3, 3), .stride = {1, 2}, .padding = {1, 1}, .groups = 3},
-    {CLNET_OP_CONV2D, "groups of many", S(1, 34, 5, 6), .out = 38, K(3, 3), .padding = {1, 1}, .groups = 2},
-    {CLNET_OP_CONV2D, "depthwise", S(2, 5, 6, 7), .out = 5, K(3, 3), .padding = {1, 1}, .groups = 5, .no_bias = true},
-    {CLNET_OP_CONV2D, "depthwise times 2", S(2, 5, 6, 7), .out = 10, K(3, 3), .padding = {1, 1}, .groups = 5},
-    {CLNET_OP_CONV2D, "more channels than a block", S(1, 67, 6, 5), .out = 71, K(3, 3), .padding = {1, 1}},
-    {CLNET_OP_CONV2D, "whole blocks", S(2, 64, 8, 8), .out = 64, K(3, 3), .padding = {1, 1}, .no_bias = true},
-    {CLNET_OP_CONV2D, "few channels, many out", S(1, 3, 8, 9), .out = 131, K(3, 3), .padding = {1, 1}},
+    {CLNET_OP_CONV2D, "groups", S(2, 6, 7, 8), .out = 9, K(3, 3), .stride = {1, 2},
+     .padding = {1, 1}, .groups = 3},
+    {CLNET_OP_CONV2D, "groups of many", S(1, 34, 5, 6), .out = 38, K(3, 3), .padding = {1, 1},
+     .groups = 2},
+    {CLNET_OP_CONV2D, "depthwise", S(2, 5, 6, 7), .out = 5, K(3, 3), .padding = {1, 1}, .groups = 5,
+     .no_bias = true},
+    {CLNET_OP_CONV2D, "depthwise times 2", S(2, 5, 6, 7), .out = 10, K(3, 3), .padding = {1, 1},
+     .groups = 5},
+    {CLNET_OP_CONV2D, "more channels than a block", S(1, 67, 6, 5), .out = 71, K(3, 3),
+     .padding = {1, 1}},
+    {CLNET_OP_CONV2D, "whole blocks", S(2, 64, 8, 8), .out = 64, K(3, 3), .padding = {1, 1},
+     .no_bias = true},
+    {CLNET_OP_CONV2D, "few channels, many out", S(1, 3, 8, 9), .out = 131, K(3, 3),
+     .padding = {1, 1}},
     {CLNET_OP_CONV2D, "long sums", S(1, 512, 4, 3), .out = 9, K(3, 3), .padding = {1, 1}},
     {CLNET_OP_CONV2D, "many pixels", S(2, 3, 67, 61), .out = 5, K(3, 3), .padding = {1, 1}},
     {CLNET_OP_CONV2D, "1x1 with many pixels", S(2, 16, 41, 43), .out = 24, K(1, 1)},
@@ -96,14 +107,19 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_MAX_POOL2D, "resnet's", S(2, 3, 11, 8), K(3, 3), .stride = {2, 2}, .padding = {1, 1}},
     {CLNET_OP_MAX_POOL2D, "unet's", S(1, 4, 9, 7), K(2, 2)},
     {CLNET_OP_MAX_POOL2D, "uneven", S(2, 2, 8, 9), K(2, 3), .stride = {1, 2}, .padding = {0, 1}},
-    {CLNET_OP_MAX_POOL2D, "dilated", S(1, 3, 10, 9), K(2, 3), .stride = {2, 1}, .padding = {1, 1}, .dilation = {3, 2}},
+    {CLNET_OP_MAX_POOL2D, "dilated", S(1, 3, 10, 9), K(2, 3), .stride = {2, 1}, .padding = {1, 1},
+     .dilation = {3, 2}},
     {CLNET_OP_MAX_POOL2D, "stride over kernel", S(1, 19, 11, 7), K(2, 2), .stride = {3, 4}},
     {CLNET_OP_MAX_POOL2D, "one pixel", S(2, 3, 1, 1), K(1, 1)},
-    {CLNET_OP_AVG_POOL2D, "padding counts", S(2, 3, 7, 6), K(3, 3), .stride = {1, 1}, .padding = {1, 1}},
-    {CLNET_OP_AVG_POOL2D, "padding excluded", S(2, 3, 7, 6), K(3, 3), .stride = {1, 1}, .padding = {1, 1}, .exclude_pad = true},
-    {CLNET_OP_AVG_POOL2D, "uneven", S(1, 4, 9, 8), K(2, 3), .stride = {2, 1}, .padding = {1, 1}, .exclude_pad = true},
+    {CLNET_OP_AVG_POOL2D, "padding counts", S(2, 3, 7, 6), K(3, 3), .stride = {1, 1},
+     .padding = {1, 1}},
+    {CLNET_OP_AVG_POOL2D, "padding excluded", S(2, 3, 7, 6), K(3, 3), .stride = {1, 1},
+     .padding = {1, 1}, .exclude_pad = true},
+    {CLNET_OP_AVG_POOL2D, "uneven", S(1, 4, 9, 8), K(2, 3), .stride = {2, 1}, .padding = {1, 1},
+     .exclude_pad = true},
     {CLNET_OP_AVG_POOL2D, "2x2", S(2, 5, 8, 7), K(2, 2)},
-    {CLNET_OP_AVG_POOL2D, "4x2 padded", S(1, 21, 8, 7), K(4, 2), .stride = {3, 1}, .padding = {2, 1}},
+    {CLNET_OP_AVG_POOL2D, "4x2 padded", S(1, 21, 8, 7), K(4, 2), .stride = {3, 1},
+     .padding = {2, 1}},
     {CLNET_OP_AVG_POOL2D, "stride over kernel", S(1, 3, 9, 10), K(2, 2), .stride = {3, 5}},
     {CLNET_OP_GLOBAL_AVG_POOL, "plain", S(3, 5, 7, 4)},
     {CLNET_OP_GLOBAL_AVG_POOL, "one pixel", S(2, 3, 1, 1)},
@@ -118,10 +134,14 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_UPSAMPLE_BILINEAR, "from one", S(1, 3, 1, 2), .size = {3, 5}},
     {CLNET_OP_UPSAMPLE_BILINEAR, "to one", S(2, 2, 4, 5), .size = {1, 1}},
     {CLNET_OP_UPSAMPLE_BILINEAR, "up and down", S(1, 3, 7, 13), .size = {29, 5}},
-    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, 2", S(2, 3, 4, 5), .size = {8, 10}, .align_corners = true},
-    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, odd", S(1, 2, 5, 3), .size = {11, 8}, .align_corners = true},
-    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, down", S(1, 2, 9, 11), .size = {4, 5}, .align_corners = true},
-    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, to one", S(1, 2, 4, 5), .size = {1, 3}, .align_corners = true},
+    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, 2", S(2, 3, 4, 5), .size = {8, 10},
+     .align_corners = true},
+    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, odd", S(1, 2, 5, 3), .size = {11, 8},
+     .align_corners = true},
+    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, down", S(1, 2, 9, 11), .size = {4, 5},
+     .align_corners = true},
+    {CLNET_OP_UPSAMPLE_BILINEAR, "corners, to one", S(1, 2, 4, 5), .size = {1, 3},
+     .align_corners = true},
 
     {CLNET_OP_CONCAT, "two", S(2, 3, 4, 5), .more = {1}},
     {CLNET_OP_CONCAT, "four", S(1, 2, 3, 3), .more = {5, 3, 17}},
@@ -172,7 +192,7 @@ typedef struct verify_problem {
     const verify_case *c;
     size_t count[VERIFY_LEAVES]; // 0: the case has no such leaf
     double *leaf[VERIFY_LEAVES];
-    size_t targets;              // labels, masks or (dropout) which values are kept
+    size_t targets; // labels, masks or (dropout) which values are kept
     double *target;
     int y_shape[4];
     size_t y_count;
@@ -269,7 +289,8 @@ static verify_problem verify_problem_new(const verify_case *c) {
             p.count[1 + i] = images * (size_t)c->more[i] * verify_pixels(c);
         }
     } else if (c->op == CLNET_OP_CONV2D || c->op == CLNET_OP_LINEAR) {
-        const size_t taps = c->op == CLNET_OP_LINEAR ? 1 : (size_t)c->kernel[0] * (size_t)c->kernel[1];
+        const size_t taps =
+            c->op == CLNET_OP_LINEAR ? 1 : (size_t)c->kernel[0] * (size_t)c->kernel[1];
         p.count[VERIFY_WEIGHT] = (size_t)c->out * channels / (size_t)verify_or(c->groups, 1) * taps;
         p.count[VERIFY_BIAS] = c->no_bias ? 0 : (size_t)c->out;
     } else if (c->op == CLNET_OP_BATCH_NORM) {
@@ -285,7 +306,8 @@ static verify_problem verify_problem_new(const verify_case *c) {
         p.leaf[i] = p.count[i] ? verify_new(p.count[i]) : NULL;
     }
     verify_output_shape(c, p.y_shape);
-    p.y_count = (size_t)p.y_shape[0] * (size_t)p.y_shape[1] * (size_t)p.y_shape[2] * (size_t)p.y_shape[3];
+    p.y_count =
+        (size_t)p.y_shape[0] * (size_t)p.y_shape[1] * (size_t)p.y_shape[2] * (size_t)p.y_shape[3];
     p.target = verify_new(p.targets);
     p.dy = verify_new(p.y_count);
     return p;
@@ -319,7 +341,8 @@ static void verify_fill_leaf(verify_problem *p, int leaf, verify_family family, 
         double v = verify_number(c, leaf < VERIFY_INPUTS ? family : VERIFY_NORMAL, state);
         const size_t channel = i / verify_pixels(c) % (size_t)c->x[1];
         if (c->op == CLNET_OP_BATCH_NORM && leaf == 0 && family == VERIFY_HEAVY && channel < 2) {
-            v = channel == 0 ? (double)(float)(1000 + verify_normal(state)) : 100; // far away; constant
+            v = channel == 0 ? (double)(float)(1000 + verify_normal(state))
+                             : 100; // far away; constant
         }
         if (family == VERIFY_INTEGERS) {
             v = verify_number(c, family, state);
@@ -360,7 +383,8 @@ static void verify_fill(verify_problem *p, verify_family family, uint64_t seed) 
         verify_fill_targets(p, &state);
     }
     for (size_t i = 0; i < p->y_count; i++) {
-        p->dy[i] = family == VERIFY_INTEGERS ? verify_whole(&state, 0, 5) - 2.0 : (double)(float)verify_normal(&state);
+        p->dy[i] = family == VERIFY_INTEGERS ? verify_whole(&state, 0, 5) - 2.0
+                                             : (double)(float)verify_normal(&state);
         p->dy[i] = p->dy[i] == 0 ? 1 : p->dy[i];
     }
 }
@@ -379,14 +403,21 @@ static bool verify_dyadic(const verify_case *c) {
 // Are the results on integers the same for every order of summation?
 static inline bool verify_exact(const verify_case *c) {
     switch (c->op) {
-    case CLNET_OP_BATCH_NORM: return c->evaluation;
+    case CLNET_OP_BATCH_NORM:
+        return c->evaluation;
     case CLNET_OP_AVG_POOL2D:
         return verify_power_of_two(c->kernel[0] * c->kernel[1]) && !c->exclude_pad;
-    case CLNET_OP_GLOBAL_AVG_POOL: return verify_power_of_two(c->x[2] * c->x[3]);
-    case CLNET_OP_UPSAMPLE_BILINEAR: return verify_dyadic(c);
-    case CLNET_OP_DROPOUT: return c->evaluation || c->value == 0 || c->value == 0.5;
-    case CLNET_OP_SIGMOID: case CLNET_OP_SOFTMAX: return false;
-    default: return !verify_is_loss(c);
+    case CLNET_OP_GLOBAL_AVG_POOL:
+        return verify_power_of_two(c->x[2] * c->x[3]);
+    case CLNET_OP_UPSAMPLE_BILINEAR:
+        return verify_dyadic(c);
+    case CLNET_OP_DROPOUT:
+        return c->evaluation || c->value == 0 || c->value == 0.5;
+    case CLNET_OP_SIGMOID:
+    case CLNET_OP_SOFTMAX:
+        return false;
+    default:
+        return !verify_is_loss(c);
     }
 }
 

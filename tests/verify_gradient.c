@@ -13,7 +13,7 @@
 #include "verify.h"
 #include "verify_graph.h"
 
-#define STENCIL 1e-3
+#define STENCIL  1e-3
 #define RELATIVE 1e-8
 #define ABSOLUTE 1e-10
 
@@ -47,7 +47,8 @@ static double weigh(const verify_problem *p, const double *a, const double *b) {
 }
 
 // f(x + step) - f(x - step) for one element.
-static double difference(verify_graph *v, verify_problem *p, int leaf, size_t at, double step, double *y[2]) {
+static double difference(verify_graph *v, verify_problem *p, int leaf, size_t at, double step,
+                         double *y[2]) {
     double *x = &p->leaf[leaf][at], before = *x;
     for (int i = 0; i < 2; i++) {
         *x = before + (i ? -step : step);
@@ -110,8 +111,8 @@ static void check_case(clnet_context *ctx, verify_problem *p, int *moved) {
         }
     }
     char where[160];
-    snprintf(where, sizeof where, "%s: gradient %d[%zu] is %.12g, expected %.12g", p->c->name, f.leaf, f.index,
-             f.found, f.expected);
+    snprintf(where, sizeof where, "%s: gradient %d[%zu] is %.12g, expected %.12g", p->c->name,
+             f.leaf, f.index, f.found, f.expected);
     verify_report(verify_row_name(p->c), "gradient", "double", f.worst, 1,
                   clnet_error(ctx)[0] ? clnet_error(ctx) : where);
     clnet_context_clear(ctx);
@@ -136,17 +137,19 @@ void verify_gradients(const char *only) {
         }
         verify_problem_free(&p);
     }
-    verify_note("gradients by differences: tolerance 1 is 1e-8 relative + 1e-10; %d inputs kept away from kinks, "
-                "%d large cases left to smaller ones", moved, left);
+    verify_note("gradients by differences: tolerance 1 is 1e-8 relative + 1e-10; %d inputs kept "
+                "away from kinks, "
+                "%d large cases left to smaller ones",
+                moved, left);
     clnet_context_destroy(ctx);
 }
 
 // A whole network along random directions.
 
 enum { DIRECTIONS = 64, FEWEST = 48 };
-#define DIRECTION_STEP 1e-6
+#define DIRECTION_STEP     1e-6
 #define DIRECTION_RELATIVE 1e-7
-#define LENGTH 0.25 // so short that few of the many thousand ReLUs change sides
+#define LENGTH             0.25 // so short that few of the many thousand ReLUs change sides
 
 typedef struct network {
     clnet_model *model;
@@ -160,14 +163,16 @@ static uint64_t kinks(const network *n) {
     clnet_graph *g = n->model->graph;
     for (int i = 0; i < clnet_graph_nodes(g); i++) {
         clnet_tensor *y = g->nodes[i]->out, *winner = g->nodes[i]->saved[0];
-        const bool relu = g->nodes[i]->op == CLNET_OP_RELU, pool = g->nodes[i]->op == CLNET_OP_MAX_POOL2D;
+        const bool relu = g->nodes[i]->op == CLNET_OP_RELU,
+                   pool = g->nodes[i]->op == CLNET_OP_MAX_POOL2D;
         if (relu || pool) {
             const size_t count = clnet_tensor_count(y);
             double *values = verify_new(count);
             int32_t *winners = (int32_t *)(void *)values;
             clnet_tensor_get(relu ? y : winner, values, CLNET_ORDER_MEMORY);
             for (size_t k = 0; k < count; k++) {
-                hash = (hash ^ (relu ? (uint64_t)(values[k] > 0) : (uint64_t)winners[k])) * 1099511628211u;
+                hash = (hash ^ (relu ? (uint64_t)(values[k] > 0) : (uint64_t)winners[k])) *
+                       1099511628211u;
             }
             free(values);
         }
@@ -200,15 +205,17 @@ static double draw_direction(network *n, uint64_t *state) {
     double slope = 0, length[2] = {0, 0};
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < n->weights; i++) {
-            const size_t count = n->start[i] ? clnet_tensor_count(clnet_graph_weight(n->model->graph, i)) : 0;
+            const size_t count =
+                n->start[i] ? clnet_tensor_count(clnet_graph_weight(n->model->graph, i)) : 0;
             for (size_t k = 0; k < count && pass == 0; k++) {
                 n->direction[i][k] = verify_normal(state);
                 length[0] += n->direction[i][k] * n->direction[i][k];
                 length[1] += n->gradient[i][k] * n->gradient[i][k];
             }
             for (size_t k = 0; k < count && pass == 1; k++) {
-                n->direction[i][k] = LENGTH / 2 * (n->direction[i][k] / sqrt(length[0]) +
-                                                   n->gradient[i][k] / sqrt(length[1]));
+                n->direction[i][k] =
+                    LENGTH / 2 *
+                    (n->direction[i][k] / sqrt(length[0]) + n->gradient[i][k] / sqrt(length[1]));
                 slope += n->direction[i][k] * n->gradient[i][k];
             }
         }
@@ -217,7 +224,8 @@ static double draw_direction(network *n, uint64_t *state) {
 }
 
 static void fill_inputs(clnet_model *model, uint64_t *state) {
-    const size_t pixels = clnet_tensor_count(model->image), labels = clnet_tensor_count(model->label);
+    const size_t pixels = clnet_tensor_count(model->image),
+                 labels = clnet_tensor_count(model->label);
     double *values = verify_new(pixels);
     int32_t *label = (int32_t *)(void *)values;
     for (size_t i = 0; i < pixels; i++) {
@@ -253,8 +261,12 @@ static void draw_biases(clnet_model *model, uint64_t *state) {
 }
 
 static bool open_network(network *n, clnet_context *ctx, uint64_t *state) {
-    const clnet_model_desc desc = {.width = 1.0 / 32, .size = {48, 48}, .batch = 2, .purpose = CLNET_TRAIN,
-                                   .keep_all = true, .seed = SEED};
+    const clnet_model_desc desc = {.width = 1.0 / 32,
+                                   .size = {48, 48},
+                                   .batch = 2,
+                                   .purpose = CLNET_TRAIN,
+                                   .keep_all = true,
+                                   .seed = SEED};
     n->model = clnet_model_create(ctx, &desc);
     if (!n->model) {
         return false;
@@ -304,21 +316,28 @@ void verify_directions(void) {
     for (int i = 0; open && i < DIRECTIONS; i++) {
         const double expected = draw_direction(&n, &state);
         uint64_t side[2];
-        const double up = loss_along(&n, DIRECTION_STEP, &side[0]), down = loss_along(&n, -DIRECTION_STEP, &side[1]);
-        const double found = (up - down) / (2 * DIRECTION_STEP), error = fabs(found - expected) / fabs(expected);
+        const double up = loss_along(&n, DIRECTION_STEP, &side[0]),
+                     down = loss_along(&n, -DIRECTION_STEP, &side[1]);
+        const double found = (up - down) / (2 * DIRECTION_STEP),
+                     error = fabs(found - expected) / fabs(expected);
         if (side[0] != side[1]) {
             dropped++;
             continue;
         }
         char where[160];
-        snprintf(where, sizeof where, "direction %d: slope %.10g, gradients say %.10g", i, found, expected);
+        snprintf(where, sizeof where, "direction %d: slope %.10g, gradients say %.10g", i, found,
+                 expected);
         verify_report("resnet50+unet", "64 directions", "double", error, DIRECTION_RELATIVE, where);
     }
     const int missing = FEWEST - (DIRECTIONS - dropped);
-    verify_report("resnet50+unet", "48 directions or more", "double",
-                  !open ? INFINITY : missing > 0 ? (double)missing : 0, 0,
-                  open ? "directions along which no ReLU and no maximum changed" : clnet_error(ctx));
-    verify_note("directions: %d of %d dropped because a ReLU or a maximum changed", dropped, DIRECTIONS);
+    verify_report(
+        "resnet50+unet", "48 directions or more", "double",
+        !open         ? INFINITY
+        : missing > 0 ? (double)missing
+                      : 0,
+        0, open ? "directions along which no ReLU and no maximum changed" : clnet_error(ctx));
+    verify_note("directions: %d of %d dropped because a ReLU or a maximum changed", dropped,
+                DIRECTIONS);
     close_network(&n);
     clnet_context_destroy(ctx);
 }

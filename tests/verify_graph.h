@@ -40,15 +40,20 @@ static void verify_graph_inputs(verify_graph *v) {
     }
 }
 
-#define PAIR(field) {c->field[0], c->field[1]}
+#define PAIR(field)                                                                                \
+    { c->field[0], c->field[1] }
 
 static clnet_tensor *verify_graph_conv2d(verify_graph *v) {
     const verify_case *c = v->c;
     return clnet_conv2d(v->g, v->leaf[0],
-                        &(clnet_conv2d_desc){.out_channels = c->out, .kernel_size = PAIR(kernel),
-                                             .stride = PAIR(stride), .padding = PAIR(padding),
-                                             .dilation = PAIR(dilation), .groups = c->groups,
-                                             .no_bias = c->no_bias, .name = "op"});
+                        &(clnet_conv2d_desc){.out_channels = c->out,
+                                             .kernel_size = PAIR(kernel),
+                                             .stride = PAIR(stride),
+                                             .padding = PAIR(padding),
+                                             .dilation = PAIR(dilation),
+                                             .groups = c->groups,
+                                             .no_bias = c->no_bias,
+                                             .name = "op"});
 }
 
 static clnet_tensor *verify_graph_focal(verify_graph *v) {
@@ -68,31 +73,53 @@ static clnet_tensor *verify_graph_op(verify_graph *v) {
     const verify_case *c = v->c;
     clnet_graph *g = v->g;
     clnet_tensor *x = v->leaf[0];
-    const clnet_pool2d_desc pool = {.kernel_size = PAIR(kernel), .stride = PAIR(stride), .padding = PAIR(padding),
-                                    .dilation = PAIR(dilation), .count_exclude_pad = c->exclude_pad};
+    const clnet_pool2d_desc pool = {.kernel_size = PAIR(kernel),
+                                    .stride = PAIR(stride),
+                                    .padding = PAIR(padding),
+                                    .dilation = PAIR(dilation),
+                                    .count_exclude_pad = c->exclude_pad};
     switch (c->op) {
-    case CLNET_OP_CONV2D: return verify_graph_conv2d(v);
+    case CLNET_OP_CONV2D:
+        return verify_graph_conv2d(v);
     case CLNET_OP_LINEAR:
-        return clnet_linear(g, x, &(clnet_linear_desc){.out_features = c->out, .no_bias = c->no_bias, .name = "op"});
+        return clnet_linear(
+            g, x,
+            &(clnet_linear_desc){.out_features = c->out, .no_bias = c->no_bias, .name = "op"});
     case CLNET_OP_BATCH_NORM:
-        return clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.eps = c->eps, .momentum = c->value, .name = "op"});
-    case CLNET_OP_RELU: return clnet_relu(g, x);
-    case CLNET_OP_SIGMOID: return clnet_sigmoid(g, x);
-    case CLNET_OP_SOFTMAX: return clnet_softmax(g, x, c->axis);
-    case CLNET_OP_MAX_POOL2D: return clnet_max_pool2d(g, x, &pool);
-    case CLNET_OP_AVG_POOL2D: return clnet_avg_pool2d(g, x, &pool);
-    case CLNET_OP_GLOBAL_AVG_POOL: return clnet_global_avg_pool(g, x);
+        return clnet_batch_norm(
+            g, x, &(clnet_batch_norm_desc){.eps = c->eps, .momentum = c->value, .name = "op"});
+    case CLNET_OP_RELU:
+        return clnet_relu(g, x);
+    case CLNET_OP_SIGMOID:
+        return clnet_sigmoid(g, x);
+    case CLNET_OP_SOFTMAX:
+        return clnet_softmax(g, x, c->axis);
+    case CLNET_OP_MAX_POOL2D:
+        return clnet_max_pool2d(g, x, &pool);
+    case CLNET_OP_AVG_POOL2D:
+        return clnet_avg_pool2d(g, x, &pool);
+    case CLNET_OP_GLOBAL_AVG_POOL:
+        return clnet_global_avg_pool(g, x);
     case CLNET_OP_UPSAMPLE_BILINEAR:
         return clnet_upsample_bilinear(g, x, c->size[0], c->size[1], c->align_corners);
-    case CLNET_OP_CONCAT: return clnet_concat(g, v->leaf, 1 + !!c->more[0] + !!c->more[1] + !!c->more[2]);
-    case CLNET_OP_ADD: return clnet_add(g, x, v->leaf[1]);
-    case CLNET_OP_SCALE_CHANNELS: return clnet_scale_channels(g, x, v->leaf[1]);
-    case CLNET_OP_DROPOUT: return clnet_dropout(g, x, c->value);
-    case CLNET_OP_FOCAL_LOSS: return verify_graph_focal(v);
-    case CLNET_OP_MASK_FOCAL_LOSS: return clnet_mask_focal_loss(g, x, v->target, c->value);
-    case CLNET_OP_DICE_LOSS: return clnet_dice_loss(g, x, v->target, c->value);
-    case CLNET_OP_WEIGHTED_SUM: return verify_graph_sum(v);
-    case CLNET_OP_COUNT: break;
+    case CLNET_OP_CONCAT:
+        return clnet_concat(g, v->leaf, 1 + !!c->more[0] + !!c->more[1] + !!c->more[2]);
+    case CLNET_OP_ADD:
+        return clnet_add(g, x, v->leaf[1]);
+    case CLNET_OP_SCALE_CHANNELS:
+        return clnet_scale_channels(g, x, v->leaf[1]);
+    case CLNET_OP_DROPOUT:
+        return clnet_dropout(g, x, c->value);
+    case CLNET_OP_FOCAL_LOSS:
+        return verify_graph_focal(v);
+    case CLNET_OP_MASK_FOCAL_LOSS:
+        return clnet_mask_focal_loss(g, x, v->target, c->value);
+    case CLNET_OP_DICE_LOSS:
+        return clnet_dice_loss(g, x, v->target, c->value);
+    case CLNET_OP_WEIGHTED_SUM:
+        return verify_graph_sum(v);
+    case CLNET_OP_COUNT:
+        break;
     }
     return NULL;
 }
@@ -100,7 +127,8 @@ static clnet_tensor *verify_graph_op(verify_graph *v) {
 
 // Builds the graph of one operation. False: the context says why.
 static bool verify_graph_open(verify_graph *v, clnet_context *ctx, const verify_case *c) {
-    static const char *const weights[] = {"op.weight", "op.bias", "op.running_mean", "op.running_var"};
+    static const char *const weights[] = {"op.weight", "op.bias", "op.running_mean",
+                                          "op.running_var"};
     *v = (verify_graph){.c = c, .g = clnet_graph_create(ctx)};
     verify_graph_inputs(v);
     v->y = verify_graph_op(v);

@@ -12,7 +12,7 @@
 
 #include "verify_cases.h"
 
-#define NAIVE_U 0x1p-24
+#define NAIVE_U    0x1p-24
 #define NAIVE_TINY 0x1p-126 // below this floats may vanish
 
 typedef struct naive_values {
@@ -47,13 +47,17 @@ static void naive_set(naive_values *v, size_t i, double value, double size) {
 
 // The place of (a,b,c,d) in PyTorch's order.
 static size_t naive_at(const int shape[4], int a, int b, int c, int d) {
-    return (((size_t)a * (size_t)shape[1] + (size_t)b) * (size_t)shape[2] + (size_t)c) * (size_t)shape[3] + (size_t)d;
+    return (((size_t)a * (size_t)shape[1] + (size_t)b) * (size_t)shape[2] + (size_t)c) *
+               (size_t)shape[3] +
+           (size_t)d;
 }
 
 // All taps of one output value of a convolution, forward and backward.
-static void naive_conv2d_at(const verify_problem *p, naive_result *r, int n, int oc, int oh, int ow) {
+static void naive_conv2d_at(const verify_problem *p, naive_result *r, int n, int oc, int oh,
+                            int ow) {
     const verify_case *c = p->c;
-    const int groups = verify_or(c->groups, 1), IC = c->x[1] / groups, group = oc / (c->out / groups);
+    const int groups = verify_or(c->groups, 1), IC = c->x[1] / groups,
+              group = oc / (c->out / groups);
     const int w_shape[4] = {c->out, IC, c->kernel[0], c->kernel[1]};
     const size_t y = naive_at(p->y_shape, n, oc, oh, ow);
     const double dy = p->dy[y];
@@ -64,8 +68,10 @@ static void naive_conv2d_at(const verify_problem *p, naive_result *r, int n, int
     for (int ic = 0; ic < IC; ic++) {
         for (int kh = 0; kh < c->kernel[0]; kh++) {
             for (int kw = 0; kw < c->kernel[1]; kw++) {
-                const int ih = oh * verify_stride(c, 0) - c->padding[0] + kh * verify_or(c->dilation[0], 1);
-                const int iw = ow * verify_stride(c, 1) - c->padding[1] + kw * verify_or(c->dilation[1], 1);
+                const int ih =
+                    oh * verify_stride(c, 0) - c->padding[0] + kh * verify_or(c->dilation[0], 1);
+                const int iw =
+                    ow * verify_stride(c, 1) - c->padding[1] + kw * verify_or(c->dilation[1], 1);
                 if (ih < 0 || ih >= c->x[2] || iw < 0 || iw >= c->x[3]) {
                     continue;
                 }
@@ -123,8 +129,8 @@ static size_t naive_channel(const verify_case *c, int channel, size_t *at) {
 
 // Mean and variance by two passes; running statistics move towards mean and n/(n-1) var. The size of
 // a mean is that of a sum; a variance is measured relative to itself.
-static void naive_statistics(const verify_problem *p, naive_result *r, int k, const size_t *at, size_t count,
-                             double *mean, double *var) {
+static void naive_statistics(const verify_problem *p, naive_result *r, int k, const size_t *at,
+                             size_t count, double *mean, double *var) {
     double sum = 0, size = 0, squares = 0;
     for (size_t i = 0; i < count; i++) {
         sum += p->leaf[0][at[i]];
@@ -140,18 +146,20 @@ static void naive_statistics(const verify_problem *p, naive_result *r, int k, co
     const double old_mean = p->leaf[VERIFY_MEAN][k], old_var = p->leaf[VERIFY_VAR][k];
     naive_set(&r->after[0], (size_t)k, (1 - m) * old_mean + m * *mean,
               NAIVE_U * ((1 - m) * fabs(old_mean) + m * size / (double)count));
-    naive_set(&r->after[1], (size_t)k, (1 - m) * old_var + m * unbiased, NAIVE_U * ((1 - m) * old_var + m * unbiased));
+    naive_set(&r->after[1], (size_t)k, (1 - m) * old_var + m * unbiased,
+              NAIVE_U * ((1 - m) * old_var + m * unbiased));
 }
 
 // Training: |y| and |b| are rounded, and so is the mean, whose rounding is then divided by std.
 // dx is made of three parts that cancel; the sums of dw count what the rounding of the mean does to x.
-static void naive_batch_norm_training(const verify_problem *p, naive_result *r, int k, const size_t *at,
-                                      size_t count, double mean, double std) {
+static void naive_batch_norm_training(const verify_problem *p, naive_result *r, int k,
+                                      const size_t *at, size_t count, double mean, double std) {
     const double g = p->leaf[VERIFY_WEIGHT][k], b = p->leaf[VERIFY_BIAS][k];
     double mean_dy = 0, mean_dyx = 0, abs_dy = 0, abs_dyx = 0;
     for (size_t i = 0; i < count; i++) {
         const double hat = (p->leaf[0][at[i]] - mean) / std, dy = p->dy[at[i]], y = hat * g + b;
-        naive_set(&r->y, at[i], y, NAIVE_U * (16 * (fabs(y) + fabs(b)) + 4 * fabs(g) * fabs(mean) / std));
+        naive_set(&r->y, at[i], y,
+                  NAIVE_U * (16 * (fabs(y) + fabs(b)) + 4 * fabs(g) * fabs(mean) / std));
         naive_add(&r->grad[VERIFY_WEIGHT], (size_t)k, dy * hat);
         r->grad[VERIFY_WEIGHT].size[k] += NAIVE_U * fabs(dy) * fabs(mean) / std;
         naive_add(&r->grad[VERIFY_BIAS], (size_t)k, dy);
@@ -165,8 +173,8 @@ static void naive_batch_norm_training(const verify_problem *p, naive_result *r, 
     }
 }
 
-static void naive_batch_norm_evaluation(const verify_problem *p, naive_result *r, int k, const size_t *at,
-                                        size_t count, double mean, double std) {
+static void naive_batch_norm_evaluation(const verify_problem *p, naive_result *r, int k,
+                                        const size_t *at, size_t count, double mean, double std) {
     const double g = p->leaf[VERIFY_WEIGHT][k], b = p->leaf[VERIFY_BIAS][k];
     for (size_t i = 0; i < count; i++) {
         const double x = p->leaf[0][at[i]], dy = p->dy[at[i]], hat = (x - mean) / std;
@@ -226,7 +234,8 @@ static void naive_sigmoid_all(const verify_problem *p, naive_result *r) {
 
 // One group of values that softmax turns into a distribution: `stride` apart. A rounding of x - max
 // is a relative error of its exponential; backward takes y with that error.
-static void naive_softmax_group(const verify_problem *p, naive_result *r, size_t first, size_t stride, int count) {
+static void naive_softmax_group(const verify_problem *p, naive_result *r, size_t first,
+                                size_t stride, int count) {
     double max = p->leaf[0][first], sum = 0, dot = 0, dot_size = 0;
     for (int k = 1; k < count; k++) {
         max = fmax(max, p->leaf[0][first + (size_t)k * stride]);
@@ -245,7 +254,8 @@ static void naive_softmax_group(const verify_problem *p, naive_result *r, size_t
         const size_t i = first + (size_t)k * stride;
         const double away = fabs(p->leaf[0][i] - max), y = r->y.value[i], part = p->dy[i] - dot;
         naive_set(&r->grad[0], i, y * part,
-                  NAIVE_U * y * ((8 + away) * fabs(part) + dot_size + fabs(p->dy[i])) + NAIVE_TINY * (1 + fabs(part)));
+                  NAIVE_U * y * ((8 + away) * fabs(part) + dot_size + fabs(p->dy[i])) +
+                      NAIVE_TINY * (1 + fabs(part)));
     }
 }
 
@@ -268,8 +278,10 @@ static int naive_window(const verify_problem *p, int n, int channel, int oh, int
     int count = 0;
     for (int kh = 0; kh < c->kernel[0]; kh++) {
         for (int kw = 0; kw < c->kernel[1]; kw++) {
-            const int ih = oh * verify_stride(c, 0) - c->padding[0] + kh * verify_or(c->dilation[0], 1);
-            const int iw = ow * verify_stride(c, 1) - c->padding[1] + kw * verify_or(c->dilation[1], 1);
+            const int ih =
+                oh * verify_stride(c, 0) - c->padding[0] + kh * verify_or(c->dilation[0], 1);
+            const int iw =
+                ow * verify_stride(c, 1) - c->padding[1] + kw * verify_or(c->dilation[1], 1);
             if (ih >= 0 && ih < c->x[2] && iw >= 0 && iw < c->x[3]) {
                 taps[count++] = naive_at(c->x, n, channel, ih, iw);
             }
@@ -279,7 +291,8 @@ static int naive_window(const verify_problem *p, int n, int channel, int oh, int
 }
 
 // The first maximum wins, but NaN wins over everything.
-static void naive_max_pool_at(const verify_problem *p, naive_result *r, size_t y, const size_t *taps, int count) {
+static void naive_max_pool_at(const verify_problem *p, naive_result *r, size_t y,
+                              const size_t *taps, int count) {
     size_t best = taps[0];
     for (int k = 1; k < count; k++) {
         const double v = p->leaf[0][taps[k]];
@@ -289,7 +302,8 @@ static void naive_max_pool_at(const verify_problem *p, naive_result *r, size_t y
     naive_add(&r->grad[0], best, p->dy[y]);
 }
 
-static void naive_avg_pool_at(const verify_problem *p, naive_result *r, size_t y, const size_t *taps, int count) {
+static void naive_avg_pool_at(const verify_problem *p, naive_result *r, size_t y,
+                              const size_t *taps, int count) {
     const double share = 1.0 / (p->c->exclude_pad ? count : p->c->kernel[0] * p->c->kernel[1]);
     for (int k = 0; k < count; k++) {
         naive_add(&r->y, y, p->leaf[0][taps[k]] * share);
@@ -306,7 +320,8 @@ static void naive_pool2d(const verify_problem *p, naive_result *r) {
                     size_t taps[64];
                     const int count = naive_window(p, n, c, oh, ow, taps);
                     const size_t y = naive_at(shape, n, c, oh, ow);
-                    (p->c->op == CLNET_OP_MAX_POOL2D ? naive_max_pool_at : naive_avg_pool_at)(p, r, y, taps, count);
+                    (p->c->op == CLNET_OP_MAX_POOL2D ? naive_max_pool_at
+                                                     : naive_avg_pool_at)(p, r, y, taps, count);
                 }
             }
         }
@@ -328,15 +343,18 @@ typedef struct naive_place {
 } naive_place;
 
 static naive_place naive_bilinear_place(int o, int size, int out, bool align_corners) {
-    double at = align_corners ? (out > 1 ? o * (double)(size - 1) / (out - 1) : 0) : (o + 0.5) * size / out - 0.5;
+    double at = align_corners ? (out > 1 ? o * (double)(size - 1) / (out - 1) : 0)
+                              : (o + 0.5) * size / out - 0.5;
     at = at < 0 ? 0 : at;
     const int from = (int)floor(at) < size - 1 ? (int)floor(at) : size - 1;
-    return from == size - 1 ? (naive_place){from, from, 0} : (naive_place){from, from + 1, at - from};
+    return from == size - 1 ? (naive_place){from, from, 0}
+                            : (naive_place){from, from + 1, at - from};
 }
 
 // The neighbours of one output. A coordinate that is not exact is off by up to its size, W, in u,
 // and so are the weights; then the next neighbour outwards counts too, if the place is on its border.
-static void naive_bilinear_at(const verify_problem *p, naive_result *r, int n, int c, int oh, int ow) {
+static void naive_bilinear_at(const verify_problem *p, naive_result *r, int n, int c, int oh,
+                              int ow) {
     const int *x = p->c->x, *shape = p->y_shape;
     const naive_place h = naive_bilinear_place(oh, x[2], shape[2], p->c->align_corners);
     const naive_place w = naive_bilinear_place(ow, x[3], shape[3], p->c->align_corners);
@@ -364,7 +382,8 @@ static void naive_bilinear_at(const verify_problem *p, naive_result *r, int n, i
             high = fmax(high, v);
         }
     }
-    naive_set(&r->y, y, value, NAIVE_U * (exact ? largest : 4 * largest + 2 * shift * (high - low)));
+    naive_set(&r->y, y, value,
+              NAIVE_U * (exact ? largest : 4 * largest + 2 * shift * (high - low)));
 }
 
 static void naive_upsample_bilinear(const verify_problem *p, naive_result *r) {
@@ -445,8 +464,9 @@ static void naive_focal_image(const verify_problem *p, naive_result *r, int n, d
     const double loss = alpha * share * pow(wrong, gamma) * -log_p, distance = max - second;
     r->y.value[0] += loss;
     r->y.size[0] += NAIVE_U * loss * (16 + 4 * distance) / 16 + NAIVE_TINY;
-    const double slope = alpha * share * p->dy[0] *
-                         (gamma * (wrong > 0 ? pow(wrong, gamma - 1) * right * log_p : 0) - pow(wrong, gamma));
+    const double slope =
+        alpha * share * p->dy[0] *
+        (gamma * (wrong > 0 ? pow(wrong, gamma - 1) * right * log_p : 0) - pow(wrong, gamma));
     for (int k = 0; k < classes; k++) {
         const double part = k == t ? wrong : -exp(z[k] - z[t] + log_p); // -p_k
         const size_t i = (size_t)(n * classes + k);
@@ -477,7 +497,8 @@ static int naive_masked(const verify_problem *p) {
 }
 
 // `weight` times the mask focal loss, its gradient times the upstream one.
-static void naive_mask_focal(const verify_problem *p, naive_result *r, double gamma, double weight) {
+static void naive_mask_focal(const verify_problem *p, naive_result *r, double gamma,
+                             double weight) {
     const size_t pixels = verify_pixels(p->c);
     const double share = weight / ((double)naive_masked(p) * (double)pixels);
     for (size_t i = 0; i < p->targets; i++) {
@@ -530,24 +551,60 @@ static void naive_weighted_sum(const verify_problem *p, naive_result *r) {
 
 static void naive_operation(const verify_problem *p, naive_result *r) {
     switch (p->c->op) {
-    case CLNET_OP_CONV2D: naive_conv2d(p, r); break;
-    case CLNET_OP_LINEAR: naive_linear(p, r); break;
-    case CLNET_OP_BATCH_NORM: naive_batch_norm(p, r); break;
-    case CLNET_OP_RELU: naive_relu(p, r); break;
-    case CLNET_OP_SIGMOID: naive_sigmoid_all(p, r); break;
-    case CLNET_OP_SOFTMAX: naive_softmax(p, r); break;
-    case CLNET_OP_MAX_POOL2D: case CLNET_OP_AVG_POOL2D: naive_pool2d(p, r); break;
-    case CLNET_OP_GLOBAL_AVG_POOL: naive_global_avg_pool(p, r); break;
-    case CLNET_OP_UPSAMPLE_BILINEAR: naive_upsample_bilinear(p, r); break;
-    case CLNET_OP_CONCAT: naive_concat(p, r); break;
-    case CLNET_OP_ADD: naive_add_all(p, r); break;
-    case CLNET_OP_SCALE_CHANNELS: naive_scale_channels(p, r); break;
-    case CLNET_OP_DROPOUT: naive_dropout(p, r); break;
-    case CLNET_OP_FOCAL_LOSS: naive_focal_loss(p, r); break;
-    case CLNET_OP_MASK_FOCAL_LOSS: naive_mask_focal(p, r, p->c->value, 1); break;
-    case CLNET_OP_DICE_LOSS: naive_dice(p, r, p->c->value, 1); break;
-    case CLNET_OP_WEIGHTED_SUM: naive_weighted_sum(p, r); break;
-    case CLNET_OP_COUNT: break;
+    case CLNET_OP_CONV2D:
+        naive_conv2d(p, r);
+        break;
+    case CLNET_OP_LINEAR:
+        naive_linear(p, r);
+        break;
+    case CLNET_OP_BATCH_NORM:
+        naive_batch_norm(p, r);
+        break;
+    case CLNET_OP_RELU:
+        naive_relu(p, r);
+        break;
+    case CLNET_OP_SIGMOID:
+        naive_sigmoid_all(p, r);
+        break;
+    case CLNET_OP_SOFTMAX:
+        naive_softmax(p, r);
+        break;
+    case CLNET_OP_MAX_POOL2D:
+    case CLNET_OP_AVG_POOL2D:
+        naive_pool2d(p, r);
+        break;
+    case CLNET_OP_GLOBAL_AVG_POOL:
+        naive_global_avg_pool(p, r);
+        break;
+    case CLNET_OP_UPSAMPLE_BILINEAR:
+        naive_upsample_bilinear(p, r);
+        break;
+    case CLNET_OP_CONCAT:
+        naive_concat(p, r);
+        break;
+    case CLNET_OP_ADD:
+        naive_add_all(p, r);
+        break;
+    case CLNET_OP_SCALE_CHANNELS:
+        naive_scale_channels(p, r);
+        break;
+    case CLNET_OP_DROPOUT:
+        naive_dropout(p, r);
+        break;
+    case CLNET_OP_FOCAL_LOSS:
+        naive_focal_loss(p, r);
+        break;
+    case CLNET_OP_MASK_FOCAL_LOSS:
+        naive_mask_focal(p, r, p->c->value, 1);
+        break;
+    case CLNET_OP_DICE_LOSS:
+        naive_dice(p, r, p->c->value, 1);
+        break;
+    case CLNET_OP_WEIGHTED_SUM:
+        naive_weighted_sum(p, r);
+        break;
+    case CLNET_OP_COUNT:
+        break;
     }
 }
 
@@ -580,24 +637,15 @@ typedef struct verify_limit {
 } verify_limit;
 
 static const verify_limit verify_limits[] = {
-    {CLNET_OP_CONV2D, 8, 8, 8, 16, 16, 16},
-    {CLNET_OP_LINEAR, 8, 8, 8, 16, 16, 16},
-    {CLNET_OP_BATCH_NORM, 1, 64, 8, 4, 256, 16},
-    {CLNET_OP_RELU, 0, 0, 0, 0, 0, 0},
-    {CLNET_OP_SIGMOID, 4, 4, 0, 6, 6, 0},
-    {CLNET_OP_SOFTMAX, 1, 1, 0, 2, 2, 0},
-    {CLNET_OP_MAX_POOL2D, 0, 4, 0, 0, 4, 0},
-    {CLNET_OP_AVG_POOL2D, 4, 4, 0, 8, 8, 0},
-    {CLNET_OP_GLOBAL_AVG_POOL, 4, 4, 0, 8, 8, 0},
-    {CLNET_OP_UPSAMPLE_BILINEAR, 1, 8, 0, 1.5, 16, 0},
-    {CLNET_OP_CONCAT, 0, 0, 0, 0, 0, 0},
-    {CLNET_OP_ADD, 1, 0, 0, 1, 0, 0},
-    {CLNET_OP_SCALE_CHANNELS, 1, 8, 0, 2, 16, 0},
-    {CLNET_OP_DROPOUT, 2, 2, 0, 4, 4, 0},
-    {CLNET_OP_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
-    {CLNET_OP_MASK_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
-    {CLNET_OP_DICE_LOSS, 8, 16, 0, 32, 32, 0},
-    {CLNET_OP_WEIGHTED_SUM, 16, 32, 0, 64, 128, 0},
+    {CLNET_OP_CONV2D, 8, 8, 8, 16, 16, 16},       {CLNET_OP_LINEAR, 8, 8, 8, 16, 16, 16},
+    {CLNET_OP_BATCH_NORM, 1, 64, 8, 4, 256, 16},  {CLNET_OP_RELU, 0, 0, 0, 0, 0, 0},
+    {CLNET_OP_SIGMOID, 4, 4, 0, 6, 6, 0},         {CLNET_OP_SOFTMAX, 1, 1, 0, 2, 2, 0},
+    {CLNET_OP_MAX_POOL2D, 0, 4, 0, 0, 4, 0},      {CLNET_OP_AVG_POOL2D, 4, 4, 0, 8, 8, 0},
+    {CLNET_OP_GLOBAL_AVG_POOL, 4, 4, 0, 8, 8, 0}, {CLNET_OP_UPSAMPLE_BILINEAR, 1, 8, 0, 1.5, 16, 0},
+    {CLNET_OP_CONCAT, 0, 0, 0, 0, 0, 0},          {CLNET_OP_ADD, 1, 0, 0, 1, 0, 0},
+    {CLNET_OP_SCALE_CHANNELS, 1, 8, 0, 2, 16, 0}, {CLNET_OP_DROPOUT, 2, 2, 0, 4, 4, 0},
+    {CLNET_OP_FOCAL_LOSS, 16, 32, 0, 64, 128, 0}, {CLNET_OP_MASK_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
+    {CLNET_OP_DICE_LOSS, 8, 16, 0, 32, 32, 0},    {CLNET_OP_WEIGHTED_SUM, 16, 32, 0, 64, 128, 0},
 };
 static const verify_limit verify_limit_evaluation = {CLNET_OP_BATCH_NORM, 4, 4, 8, 8, 8, 16};
 static const verify_limit verify_limit_dyadic = {CLNET_OP_UPSAMPLE_BILINEAR, 4, 8, 0, 6, 16, 0};

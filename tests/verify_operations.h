@@ -21,7 +21,8 @@ typedef struct verify_worst {
 
 // The largest error in the naive result's own measure, scaled so that the limit is `limit`. Where the
 // limit is 0 both must be the same float; where NaN is expected it has to be there.
-static verify_worst verify_compare(const double *found, const naive_values *expected, double limit) {
+static verify_worst verify_compare(const double *found, const naive_values *expected,
+                                   double limit) {
     verify_worst worst = {.error = 0};
     for (size_t i = 0; i < expected->count; i++) {
         const double value = expected->value[i], size = expected->size[i];
@@ -40,8 +41,9 @@ static verify_worst verify_compare(const double *found, const naive_values *expe
 }
 
 // Reports the comparison of one array of a case.
-static void verify_check(const verify_case *c, const char *family, const char *path, const char *check,
-                         const char *what, const double *found, const naive_values *expected, double limit) {
+static void verify_check(const verify_case *c, const char *family, const char *path,
+                         const char *check, const char *what, const double *found,
+                         const naive_values *expected, double limit) {
     if (expected->count == 0) {
         return;
     }
@@ -52,23 +54,29 @@ static void verify_check(const verify_case *c, const char *family, const char *p
     verify_report(verify_row_name(c), check, path, worst.error, limit, where);
 }
 
-static const char *const verify_leaf_names[] = {"x", "x1", "x2", "x3", "weight", "bias", "running_mean", "running_var"};
+static const char *const verify_leaf_names[] = {"x",      "x1",   "x2",           "x3",
+                                                "weight", "bias", "running_mean", "running_var"};
 
-static void verify_check_all(const verify_case *c, const char *family, const char *path, const verify_run *run,
-                             const naive_result *naive, bool exact) {
+static void verify_check_all(const verify_case *c, const char *family, const char *path,
+                             const verify_run *run, const naive_result *naive, bool exact) {
     const verify_limit *limit = verify_limit_of(c);
     verify_check(c, family, path, exact ? "forward, exact" : "forward", "y", run->y, &naive->y,
                  exact ? 0 : limit->forward);
     for (int i = 0; i < VERIFY_MEAN; i++) {
         const bool input = i < VERIFY_INPUTS;
         // BN's weight gradients sum normalised values, exact ones in no order.
-        verify_check(c, family, path, exact ? "backward, exact" : input ? "backward" : "backward, weights",
+        verify_check(c, family, path,
+                     exact   ? "backward, exact"
+                     : input ? "backward"
+                             : "backward, weights",
                      verify_leaf_names[i], run->grad[i], &naive->grad[i],
-                     exact ? 0 : input ? limit->input : limit->weight);
+                     exact   ? 0
+                     : input ? limit->input
+                             : limit->weight);
     }
     for (int i = 0; i < 2; i++) {
-        verify_check(c, family, path, "statistics", verify_leaf_names[VERIFY_MEAN + i], run->after[i], &naive->after[i],
-                     c->evaluation ? 0 : 8);
+        verify_check(c, family, path, "statistics", verify_leaf_names[VERIFY_MEAN + i],
+                     run->after[i], &naive->after[i], c->evaluation ? 0 : 8);
     }
 }
 
@@ -81,7 +89,8 @@ static bool verify_mostly(const naive_values *v, bool zero, double share) {
     return v->count > 0 && (double)zeros > share * (double)v->count;
 }
 
-static void verify_check_content(const verify_case *c, const char *path, const naive_result *naive, bool exact) {
+static void verify_check_content(const verify_case *c, const char *path, const naive_result *naive,
+                                 bool exact) {
     bool silent = exact && c->op != CLNET_OP_DROPOUT && verify_mostly(&naive->y, true, 0.5);
     for (int i = 0; i < VERIFY_MEAN; i++) {
         silent = silent || (naive->grad[i].count > 0 && !verify_mostly(&naive->grad[i], false, 0));
@@ -104,7 +113,8 @@ static void verify_learn_dropout(verify_graph *v, verify_problem *p) {
 }
 
 // Runs a problem on one context; false after having reported why not.
-static bool verify_run_on(clnet_context *ctx, verify_problem *p, const char *path, verify_run *run) {
+static bool verify_run_on(clnet_context *ctx, verify_problem *p, const char *path,
+                          verify_run *run) {
     verify_graph v;
     bool done = verify_graph_open(&v, ctx, p->c);
     if (done && p->c->op == CLNET_OP_DROPOUT) {
@@ -135,16 +145,19 @@ static int verify_differences(const verify_problem *p, const verify_run *a, cons
     return different;
 }
 
-static void verify_case_on(const verify_path *path, const verify_case *c, verify_family family, uint64_t seed) {
+static void verify_case_on(const verify_path *path, const verify_case *c, verify_family family,
+                           uint64_t seed) {
     verify_problem p = verify_problem_new(c);
     verify_fill(&p, family, seed);
     verify_run one = verify_run_new(&p), three = verify_run_new(&p);
     const bool exact = family == VERIFY_INTEGERS && verify_exact(c);
-    if (verify_run_on(path->ctx, &p, path->name, &one) && verify_run_on(path->threaded, &p, path->name, &three)) {
+    if (verify_run_on(path->ctx, &p, path->name, &one) &&
+        verify_run_on(path->threaded, &p, path->name, &three)) {
         naive_result naive = naive_run(&p);
         verify_check_content(c, path->name, &naive, exact);
         verify_check_all(c, verify_family_names[family], path->name, &one, &naive, exact);
-        verify_report("all operations", "1 and 3 threads", path->name, verify_differences(&p, &one, &three), 0, c->name);
+        verify_report("all operations", "1 and 3 threads", path->name,
+                      verify_differences(&p, &one, &three), 0, c->name);
         naive_free(&naive);
     }
     verify_run_free(&one);
@@ -164,7 +177,8 @@ static size_t verify_hidden(const double *found, const naive_values *expected, b
 
 // NaN or infinity at one place of one input: what depends on it is not finite any more. The outputs
 // that do not depend on an input stay as they were; a weight may reach them over zeros of padding.
-static void verify_nonfinite_at(const verify_path *path, verify_problem *p, int leaf, size_t at, double value) {
+static void verify_nonfinite_at(const verify_path *path, verify_problem *p, int leaf, size_t at,
+                                double value) {
     const double before = p->leaf[leaf][at];
     p->leaf[leaf][at] = value;
     verify_run run = verify_run_new(p);
@@ -175,7 +189,8 @@ static void verify_nonfinite_at(const verify_path *path, verify_problem *p, int 
             hidden += verify_hidden(run.grad[i], &naive.grad[i], false);
         }
         char where[160];
-        snprintf(where, sizeof where, "%s: %g in %s[%zu]", p->c->name, value, verify_leaf_names[leaf], at);
+        snprintf(where, sizeof where, "%s: %g in %s[%zu]", p->c->name, value,
+                 verify_leaf_names[leaf], at);
         verify_report(verify_row_name(p->c), "not finite", path->name, (double)hidden, 0, where);
         naive_free(&naive);
     }
@@ -228,7 +243,8 @@ static void verify_coverage(void) {
         for (int i = 0; i < VERIFY_CASES; i++) {
             cases += (int)verify_cases[i].op == op;
         }
-        verify_report("all operations", "has a case", "table", cases > 0 ? 0 : INFINITY, 0, names[op]);
+        verify_report("all operations", "has a case", "table", cases > 0 ? 0 : INFINITY, 0,
+                      names[op]);
     }
 }
 
@@ -251,7 +267,8 @@ static void verify_sigmoid_sweep(const verify_path *path) {
         }
         verify_report("sigmoid", "0..1, rising, 1/2 at 0", path->name, wrong, 0, "-125 to 125");
     } else {
-        verify_report("sigmoid", "0..1, rising, 1/2 at 0", path->name, INFINITY, 0, clnet_error(path->ctx));
+        verify_report("sigmoid", "0..1, rising, 1/2 at 0", path->name, INFINITY, 0,
+                      clnet_error(path->ctx));
     }
     clnet_graph_destroy(g);
     free(x);

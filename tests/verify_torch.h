@@ -10,12 +10,21 @@ static const struct {
     const char *word;
     clnet_op op;
 } torch_operations[] = {
-    {"conv2d", CLNET_OP_CONV2D}, {"linear", CLNET_OP_LINEAR}, {"batch_norm", CLNET_OP_BATCH_NORM},
-    {"relu", CLNET_OP_RELU}, {"sigmoid", CLNET_OP_SIGMOID}, {"softmax", CLNET_OP_SOFTMAX},
-    {"max_pool2d", CLNET_OP_MAX_POOL2D}, {"avg_pool2d", CLNET_OP_AVG_POOL2D},
-    {"global_avg_pool", CLNET_OP_GLOBAL_AVG_POOL}, {"bilinear", CLNET_OP_UPSAMPLE_BILINEAR},
-    {"concat", CLNET_OP_CONCAT}, {"add", CLNET_OP_ADD}, {"gate", CLNET_OP_SCALE_CHANNELS},
-    {"focal_softmax", CLNET_OP_FOCAL_LOSS}, {"focal_sigmoid", CLNET_OP_MASK_FOCAL_LOSS},
+    {"conv2d", CLNET_OP_CONV2D},
+    {"linear", CLNET_OP_LINEAR},
+    {"batch_norm", CLNET_OP_BATCH_NORM},
+    {"relu", CLNET_OP_RELU},
+    {"sigmoid", CLNET_OP_SIGMOID},
+    {"softmax", CLNET_OP_SOFTMAX},
+    {"max_pool2d", CLNET_OP_MAX_POOL2D},
+    {"avg_pool2d", CLNET_OP_AVG_POOL2D},
+    {"global_avg_pool", CLNET_OP_GLOBAL_AVG_POOL},
+    {"bilinear", CLNET_OP_UPSAMPLE_BILINEAR},
+    {"concat", CLNET_OP_CONCAT},
+    {"add", CLNET_OP_ADD},
+    {"gate", CLNET_OP_SCALE_CHANNELS},
+    {"focal_softmax", CLNET_OP_FOCAL_LOSS},
+    {"focal_sigmoid", CLNET_OP_MASK_FOCAL_LOSS},
     {"dice", CLNET_OP_DICE_LOSS},
 };
 
@@ -103,7 +112,8 @@ static bool torch_case(const torch_file *f, const char *words, verify_case *c) {
     const size_t length = strcspn(words, " ");
     *c = (verify_case){.op = CLNET_OP_COUNT, .name = f->name, .x = {1, 1, 1, 1}};
     for (size_t i = 0; i < sizeof torch_operations / sizeof *torch_operations; i++) {
-        if (strlen(torch_operations[i].word) == length && !strncmp(words, torch_operations[i].word, length)) {
+        if (strlen(torch_operations[i].word) == length &&
+            !strncmp(words, torch_operations[i].word, length)) {
             c->op = torch_operations[i].op;
         }
     }
@@ -119,7 +129,9 @@ static bool torch_case(const torch_file *f, const char *words, verify_case *c) {
     c->exclude_pad = torch_number(words, "count_include_pad", 1) == 0;
     c->evaluation = torch_number(words, "training", 1) == 0;
     c->eps = torch_number(words, "eps", 0);
-    c->value = c->op == CLNET_OP_DICE_LOSS ? 1 : torch_number(words, "gamma", torch_number(words, "momentum", 0));
+    c->value = c->op == CLNET_OP_DICE_LOSS
+                   ? 1
+                   : torch_number(words, "gamma", torch_number(words, "momentum", 0));
     return c->op != CLNET_OP_COUNT;
 }
 
@@ -137,7 +149,8 @@ static void torch_read_inputs(const torch_file *f, verify_problem *p) {
 
 // Replaces the naive values by PyTorch's, keeping the sizes by which errors are measured; reports how
 // far the naive loops are from PyTorch, which rounded its own to float.
-static void torch_replace(const torch_file *f, const verify_case *c, const char *part, naive_values *v, double limit) {
+static void torch_replace(const torch_file *f, const verify_case *c, const char *part,
+                          naive_values *v, double limit) {
     if (v->count == 0) {
         return;
     }
@@ -146,9 +159,10 @@ static void torch_replace(const torch_file *f, const verify_case *c, const char 
         const bool measured = limit > 0;
         char where[160];
         const verify_worst worst = verify_compare(values, v, measured ? limit : 1);
-        snprintf(where, sizeof where, "%s: %s[%zu] is %.9g in PyTorch, naively %.9g", c->name, part, worst.index,
-                 worst.found, worst.expected);
-        verify_report(verify_row_name(c), "naive loops, PyTorch", "naive", worst.error, limit, where);
+        snprintf(where, sizeof where, "%s: %s[%zu] is %.9g in PyTorch, naively %.9g", c->name, part,
+                 worst.index, worst.found, worst.expected);
+        verify_report(verify_row_name(c), "naive loops, PyTorch", "naive", worst.error, limit,
+                      where);
         memcpy(v->value, values, v->count * sizeof *values);
     } else {
         verify_report(verify_row_name(c), "naive loops, PyTorch", "naive", INFINITY, limit, part);
@@ -164,26 +178,31 @@ static void torch_replace_all(const torch_file *f, const verify_case *c, naive_r
     clnet_file_tensor t;
     torch_replace(f, c, "y", &naive->y, limit->torch_forward);
     for (int i = 0; i < VERIFY_MEAN; i++) {
-        const char *part = i < VERIFY_INPUTS && torch_find(f, several[0], &t) ? several[i] : single[i];
+        const char *part =
+            i < VERIFY_INPUTS && torch_find(f, several[0], &t) ? several[i] : single[i];
         part = i < VERIFY_INPUTS && torch_find(f, "in0", &t) ? several[i] : part;
-        torch_replace(f, c, part, &naive->grad[i], i < VERIFY_INPUTS ? limit->torch_input : limit->torch_weight);
+        torch_replace(f, c, part, &naive->grad[i],
+                      i < VERIFY_INPUTS ? limit->torch_input : limit->torch_weight);
     }
     for (int i = 0; i < 2 && !c->evaluation; i++) {
         torch_replace(f, c, after[i], &naive->after[i], 16);
     }
 }
 
-static void torch_check(const verify_case *c, const verify_path *path, const verify_run *run, const naive_result *r) {
+static void torch_check(const verify_case *c, const verify_path *path, const verify_run *run,
+                        const naive_result *r) {
     const verify_limit *limit = verify_limit_of(c);
-    verify_check(c, "PyTorch", path->name, "PyTorch, forward", "y", run->y, &r->y, limit->torch_forward);
+    verify_check(c, "PyTorch", path->name, "PyTorch, forward", "y", run->y, &r->y,
+                 limit->torch_forward);
     for (int i = 0; i < VERIFY_MEAN; i++) {
         const bool input = i < VERIFY_INPUTS;
-        verify_check(c, "PyTorch", path->name, input ? "PyTorch, backward" : "PyTorch, weights", verify_leaf_names[i],
-                     run->grad[i], &r->grad[i], input ? limit->torch_input : limit->torch_weight);
+        verify_check(c, "PyTorch", path->name, input ? "PyTorch, backward" : "PyTorch, weights",
+                     verify_leaf_names[i], run->grad[i], &r->grad[i],
+                     input ? limit->torch_input : limit->torch_weight);
     }
     for (int i = 0; i < 2 && !c->evaluation; i++) {
-        verify_check(c, "PyTorch", path->name, "PyTorch, statistics", verify_leaf_names[VERIFY_MEAN + i], run->after[i],
-                     &r->after[i], 16);
+        verify_check(c, "PyTorch", path->name, "PyTorch, statistics",
+                     verify_leaf_names[VERIFY_MEAN + i], run->after[i], &r->after[i], 16);
     }
 }
 
@@ -204,8 +223,10 @@ static void torch_one(const verify_path *path, const torch_file *f, const verify
 // The optimisers' cases: p_after of each step within two ulp and 32u of the update, as float rounds.
 static void torch_adam(const verify_path *path, const torch_file *f, const char *words) {
     enum { COUNT = 17, STEPS = 5 };
-    const clnet_adam_desc d = {.beta1 = torch_number(words, "beta1", 0), .beta2 = torch_number(words, "beta2", 0),
-                               .eps = torch_number(words, "eps", 0), .decoupled = !strncmp(words, "adamw", 5),
+    const clnet_adam_desc d = {.beta1 = torch_number(words, "beta1", 0),
+                               .beta2 = torch_number(words, "beta2", 0),
+                               .eps = torch_number(words, "eps", 0),
+                               .decoupled = !strncmp(words, "adamw", 5),
                                .weight_decay = torch_number(words, "weight_decay", 0)};
     double start[COUNT], g[STEPS * COUNT], after[STEPS * COUNT];
     const double lr = torch_number(words, "lr", 0);
@@ -224,9 +245,11 @@ static void torch_adam(const verify_path *path, const torch_file *f, const char 
         adam_step(&a, gradient, lr);
         adam_get(&a, &s);
         for (int i = 0; i < COUNT; i++) {
-            const double p = after[t * COUNT + i], before = t ? after[(t - 1) * COUNT + i] : start[i];
+            const double p = after[t * COUNT + i],
+                         before = t ? after[(t - 1) * COUNT + i] : start[i];
             // Every step adds its own rounding.
-            const double allowed = (t + 1) * (2 * naive_ulp(p) + 32 * NAIVE_U * (fabs(p - before) + lr));
+            const double allowed =
+                (t + 1) * (2 * naive_ulp(p) + 32 * NAIVE_U * (fabs(p - before) + lr));
             const double error = fabs(s.p[i] - p) / allowed;
             worst = error <= worst ? worst : error;
         }
@@ -274,7 +297,8 @@ static void torch_resize(const verify_path *path, const torch_file *f, const cha
     free(scratch);
 }
 
-static void torch_dispatch(const verify_path *path, const torch_file *f, const char *words, const char *only) {
+static void torch_dispatch(const verify_path *path, const torch_file *f, const char *words,
+                           const char *only) {
     verify_case c;
     if (torch_case(f, words, &c)) {
         if (!only || strstr(verify_row_name(&c), only)) {

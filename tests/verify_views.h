@@ -25,7 +25,8 @@ static void view_fill(view_pair *v, int channels, int h, int w, uint64_t *state)
     }
     for (size_t i = 0; i < v->pixels * (size_t)channels; i++) {
         v->dense[i] = (float)verify_normal(state);
-        v->wide[i / (size_t)channels * view_stride(v) + VIEW_MARGIN + i % (size_t)channels] = v->dense[i];
+        v->wide[i / (size_t)channels * view_stride(v) + VIEW_MARGIN + i % (size_t)channels] =
+            v->dense[i];
     }
 }
 
@@ -34,8 +35,10 @@ static int view_differences(const view_pair *v) {
     int count = 0;
     for (size_t i = 0; i < VIEW_FLOATS; i++) {
         const size_t pixel = i / view_stride(v), c = i % view_stride(v);
-        const bool inside = pixel < v->pixels && c >= VIEW_MARGIN && c < VIEW_MARGIN + (size_t)v->channels;
-        const float expected = inside ? v->dense[pixel * (size_t)v->channels + c - VIEW_MARGIN] : VIEW_GUARD;
+        const bool inside =
+            pixel < v->pixels && c >= VIEW_MARGIN && c < VIEW_MARGIN + (size_t)v->channels;
+        const float expected =
+            inside ? v->dense[pixel * (size_t)v->channels + c - VIEW_MARGIN] : VIEW_GUARD;
         count += memcmp(&v->wide[i], &expected, sizeof expected) != 0;
     }
     return count;
@@ -50,25 +53,42 @@ typedef struct view_test {
     bool wide;
 } view_test;
 
-static float *view_of(view_test *t, view_pair *v) { return t->wide ? v->wide + VIEW_MARGIN : v->dense; }
+static float *view_of(view_test *t, view_pair *v) {
+    return t->wide ? v->wide + VIEW_MARGIN : v->dense;
+}
 
 typedef void view_run(view_test *t);
 enum { VIEW_C = 6, VIEW_OC = 4 };
 
 static void view_conv2d(view_test *t) {
-    const clnet_conv2d_sizes s = {.N = VIEW_N, .C = VIEW_C, .H = VIEW_H, .W = VIEW_W, .OC = VIEW_OC, .OH = VIEW_H,
-                                  .OW = VIEW_W, .KH = 3, .KW = 3, .padding = {1, 1}, .groups = 2,
-                                  .x_stride = t->xs, .y_stride = t->ys};
+    const clnet_conv2d_sizes s = {.N = VIEW_N,
+                                  .C = VIEW_C,
+                                  .H = VIEW_H,
+                                  .W = VIEW_W,
+                                  .OC = VIEW_OC,
+                                  .OH = VIEW_H,
+                                  .OW = VIEW_W,
+                                  .KH = 3,
+                                  .KW = 3,
+                                  .padding = {1, 1},
+                                  .groups = 2,
+                                  .x_stride = t->xs,
+                                  .y_stride = t->ys};
     float dw[3 * 3 * 3 * VIEW_OC] = {0}, db[VIEW_OC] = {0};
     clnet_ref_conv2d_forward(view_of(t, &t->y), view_of(t, &t->x), t->w, t->b, &s);
-    clnet_ref_conv2d_backward(view_of(t, &t->dx), dw, db, view_of(t, &t->dy), view_of(t, &t->x), t->w, &s);
+    clnet_ref_conv2d_backward(view_of(t, &t->dx), dw, db, view_of(t, &t->dy), view_of(t, &t->x),
+                              t->w, &s);
 }
 
 static void view_linear(view_test *t) {
-    const clnet_linear_sizes s = {.N = VIEW_N * VIEW_H * VIEW_W, .C = VIEW_C, .OC = VIEW_OC,
-                                  .x_stride = t->xs, .y_stride = t->ys};
+    const clnet_linear_sizes s = {.N = VIEW_N * VIEW_H * VIEW_W,
+                                  .C = VIEW_C,
+                                  .OC = VIEW_OC,
+                                  .x_stride = t->xs,
+                                  .y_stride = t->ys};
     clnet_ref_linear_forward(view_of(t, &t->y), view_of(t, &t->x), t->w, t->b, &s);
-    clnet_ref_linear_backward(view_of(t, &t->dx), NULL, NULL, view_of(t, &t->dy), view_of(t, &t->x), t->w, &s);
+    clnet_ref_linear_backward(view_of(t, &t->dx), NULL, NULL, view_of(t, &t->dy), view_of(t, &t->x),
+                              t->w, &s);
 }
 
 static clnet_sizes view_sizes(const view_test *t) {
@@ -78,10 +98,10 @@ static clnet_sizes view_sizes(const view_test *t) {
 static void view_batch_norm(view_test *t) {
     const clnet_sizes s = view_sizes(t);
     const clnet_batch_norm_options o = {.eps = 1e-5, .momentum = 0.1, .training = true};
-    clnet_ref_batch_norm_forward(view_of(t, &t->y), t->mean, t->invstd, t->running[0], t->running[1],
-                                 view_of(t, &t->x), t->w, t->b, &o, &s);
-    clnet_ref_batch_norm_backward(view_of(t, &t->dx), NULL, NULL, view_of(t, &t->dy), view_of(t, &t->x), t->w,
-                                  t->mean, t->invstd, &o, &s);
+    clnet_ref_batch_norm_forward(view_of(t, &t->y), t->mean, t->invstd, t->running[0],
+                                 t->running[1], view_of(t, &t->x), t->w, t->b, &o, &s);
+    clnet_ref_batch_norm_backward(view_of(t, &t->dx), NULL, NULL, view_of(t, &t->dy),
+                                  view_of(t, &t->x), t->w, t->mean, t->invstd, &o, &s);
 }
 
 static void view_relu(view_test *t) {
@@ -103,23 +123,47 @@ static void view_softmax(view_test *t) {
 }
 
 static void view_pool2d(view_test *t) {
-    const clnet_pool2d_sizes s = {.N = VIEW_N, .C = VIEW_C, .H = VIEW_H, .W = VIEW_W, .OH = VIEW_H, .OW = VIEW_W,
-                                  .KH = 3, .KW = 3, .padding = {1, 1}, .x_stride = t->xs, .y_stride = t->ys};
+    const clnet_pool2d_sizes s = {.N = VIEW_N,
+                                  .C = VIEW_C,
+                                  .H = VIEW_H,
+                                  .W = VIEW_W,
+                                  .OH = VIEW_H,
+                                  .OW = VIEW_W,
+                                  .KH = 3,
+                                  .KW = 3,
+                                  .padding = {1, 1},
+                                  .x_stride = t->xs,
+                                  .y_stride = t->ys};
     int32_t *argmax = t->argmax[t->wide];
     clnet_ref_max_pool2d_forward(view_of(t, &t->y), argmax, view_of(t, &t->x), &s);
     clnet_ref_max_pool2d_backward(view_of(t, &t->dx), view_of(t, &t->dy), argmax, &s);
 }
 
 static void view_avg_pool2d(view_test *t) {
-    const clnet_pool2d_sizes s = {.N = VIEW_N, .C = VIEW_C, .H = VIEW_H, .W = VIEW_W, .OH = VIEW_H, .OW = VIEW_W,
-                                  .KH = 3, .KW = 3, .padding = {1, 1}, .x_stride = t->xs, .y_stride = t->ys};
+    const clnet_pool2d_sizes s = {.N = VIEW_N,
+                                  .C = VIEW_C,
+                                  .H = VIEW_H,
+                                  .W = VIEW_W,
+                                  .OH = VIEW_H,
+                                  .OW = VIEW_W,
+                                  .KH = 3,
+                                  .KW = 3,
+                                  .padding = {1, 1},
+                                  .x_stride = t->xs,
+                                  .y_stride = t->ys};
     clnet_ref_avg_pool2d_forward(view_of(t, &t->y), view_of(t, &t->x), &s);
     clnet_ref_avg_pool2d_backward(view_of(t, &t->dx), view_of(t, &t->dy), &s);
 }
 
 static void view_upsample(view_test *t) {
-    const clnet_upsample_sizes s = {.N = VIEW_N, .C = VIEW_C, .H = VIEW_H, .W = VIEW_W, .OH = VIEW_H, .OW = VIEW_W,
-                                    .x_stride = t->xs, .y_stride = t->ys};
+    const clnet_upsample_sizes s = {.N = VIEW_N,
+                                    .C = VIEW_C,
+                                    .H = VIEW_H,
+                                    .W = VIEW_W,
+                                    .OH = VIEW_H,
+                                    .OW = VIEW_W,
+                                    .x_stride = t->xs,
+                                    .y_stride = t->ys};
     clnet_ref_upsample_bilinear_forward(view_of(t, &t->y), view_of(t, &t->x), &s);
     clnet_ref_upsample_bilinear_backward(view_of(t, &t->dx), view_of(t, &t->dy), &s);
 }
@@ -138,7 +182,8 @@ static void view_add(view_test *t) {
 static void view_scale_channels(view_test *t) {
     const clnet_sizes s = view_sizes(t);
     clnet_ref_scale_channels_forward(view_of(t, &t->y), view_of(t, &t->x), t->w, 0, &s);
-    clnet_ref_scale_channels_backward(view_of(t, &t->dx), NULL, view_of(t, &t->dy), view_of(t, &t->x), t->w, 0, &s);
+    clnet_ref_scale_channels_backward(view_of(t, &t->dx), NULL, view_of(t, &t->dy),
+                                      view_of(t, &t->x), t->w, 0, &s);
 }
 
 static void view_dropout(view_test *t) {
@@ -171,7 +216,8 @@ static void verify_view(const char *name, view_run *run, int out_channels) {
     for (int i = 0; i < 4; i++) {
         differences += view_differences(pairs[i]);
     }
-    verify_report(name, "views", "plain loops", differences, 0, "numbers that differ, or lie outside and were touched");
+    verify_report(name, "views", "plain loops", differences, 0,
+                  "numbers that differ, or lie outside and were touched");
     free(t);
 }
 

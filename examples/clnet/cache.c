@@ -20,10 +20,10 @@
 enum { VERSION = 1 }; // of the file; also raise it when the pixels are computed otherwise
 
 typedef struct header {
-    char magic[8];         // "clnetpix"
+    char magic[8]; // "clnetpix"
     uint32_t version, height, width, reserved;
     uint64_t count, key;
-    uint64_t checksum;     // of the fields before
+    uint64_t checksum; // of the fields before
 } header;
 
 // Makes each word's difference stay visible: multiplying by an odd number and xor with a word can
@@ -42,9 +42,7 @@ static uint64_t hash(uint64_t h, const void *bytes, size_t size) {
     return h ^ h >> 32;
 }
 
-static size_t pixels_of(const cache *c) {
-    return (size_t)c->height * (size_t)c->width;
-}
+static size_t pixels_of(const cache *c) { return (size_t)c->height * (size_t)c->width; }
 
 static size_t record_size(const cache *c) {
     return pixels_of(c) * (3 * sizeof(float) + 1) + sizeof(uint64_t);
@@ -67,8 +65,11 @@ static bool hash_file(uint64_t *key, const char *path, problem *p) {
 }
 
 static bool make_header(header *h, const cache *c, const dataset *data, problem *p) {
-    *h = (header){.magic = {'c', 'l', 'n', 'e', 't', 'p', 'i', 'x'}, .version = VERSION,
-                  .height = (uint32_t)c->height, .width = (uint32_t)c->width, .count = c->count,
+    *h = (header){.magic = {'c', 'l', 'n', 'e', 't', 'p', 'i', 'x'},
+                  .version = VERSION,
+                  .height = (uint32_t)c->height,
+                  .width = (uint32_t)c->width,
+                  .count = c->count,
                   .key = VERSION};
     for (size_t i = 0; i < data->count; i++) {
         const dataset_item *item = &data->items[i];
@@ -100,8 +101,8 @@ static bool read_at(int file, void *bytes, size_t size, uint64_t at) {
 
 static bool write_at(int file, const void *bytes, size_t size, uint64_t at) {
     for (size_t done = 0; done < size;) {
-        const ssize_t put = pwrite(file, (const char *)bytes + done, size - done,
-                                   (off_t)(at + done));
+        const ssize_t put =
+            pwrite(file, (const char *)bytes + done, size - done, (off_t)(at + done));
         if (put < 0 && errno != EINTR) {
             return false;
         }
@@ -150,10 +151,10 @@ static bool open_temporary(cache *c, const char *temporary, problem *p) {
 
 // What one thread works with.
 typedef struct worker {
-    unsigned char *record;  // (record_size)
-    float *scratch;         // (scratch_floats), for resizing; grows
+    unsigned char *record; // (record_size)
+    float *scratch;        // (scratch_floats), for resizing; grows
     size_t scratch_floats;
-    float *values;          // (H,W): the mask before the threshold
+    float *values; // (H,W): the mask before the threshold
 } worker;
 
 static void worker_free(worker *w) {
@@ -165,8 +166,8 @@ static void worker_free(worker *w) {
 
 // Has the scratch hold at least what this resizing needs.
 static bool reserve(worker *w, const cache *c, const char *name, const image *im, problem *p) {
-    const size_t floats = clnet_resize_scratch(c->height, c->width, im->height, im->width,
-                                               im->channels);
+    const size_t floats =
+        clnet_resize_scratch(c->height, c->width, im->height, im->width, im->channels);
     if (floats > w->scratch_floats) {
         free(w->scratch);
         w->scratch = floats <= SIZE_MAX / sizeof(float) ? malloc(floats * sizeof(float)) : NULL;
@@ -208,11 +209,11 @@ static bool load_mask(worker *w, const cache *c, const dataset_item *item, const
     if (!image_load(item->mask, IMAGE_MASK, &mask, p)) {
         return false;
     }
-    const bool ok = mask.height == rgb->height && mask.width == rgb->width
-                        ? resize_mask(w, c, item->mask, &mask, out, p)
-                        : problem_input(p, "%s: mask of %d x %d pixels, but its image has %d x %d",
-                                        item->mask, mask.width, mask.height, rgb->width,
-                                        rgb->height);
+    const bool ok =
+        mask.height == rgb->height && mask.width == rgb->width
+            ? resize_mask(w, c, item->mask, &mask, out, p)
+            : problem_input(p, "%s: mask of %d x %d pixels, but its image has %d x %d", item->mask,
+                            mask.width, mask.height, rgb->width, rgb->height);
     image_free(&mask);
     return ok;
 }
@@ -226,8 +227,8 @@ static bool make_record(worker *w, const cache *c, const dataset_item *item, pro
     }
     bool ok = reserve(w, c, item->image, &rgb, p);
     if (ok) {
-        clnet_image_to_input((float *)(void *)w->record, c->height, c->width, rgb.bytes,
-                             rgb.height, rgb.width, w->scratch);
+        clnet_image_to_input((float *)(void *)w->record, c->height, c->width, rgb.bytes, rgb.height,
+                             rgb.width, w->scratch);
         ok = load_mask(w, c, item, &rgb, w->record + image_bytes, p);
     }
     image_free(&rgb);
@@ -310,8 +311,8 @@ static bool make_records(making *m, problem *p) {
         *p = m->reason;
         return false;
     }
-    return m->done == m->c->count || problem_run(p, "%s: stopped after %zu of %zu images",
-                                                 m->c->path, m->done, m->c->count);
+    return m->done == m->c->count ||
+           problem_run(p, "%s: stopped after %zu of %zu images", m->c->path, m->done, m->c->count);
 }
 
 // Puts the header in front, all of it on the disk, and the file under its name.

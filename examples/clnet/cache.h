@@ -27,11 +27,11 @@ typedef struct cache_desc {
 } cache_desc;
 
 typedef struct cache {
-    int file;      // descriptor
+    int file; // descriptor
     char *path;
     int height, width;
-    size_t count;  // records, one per item of the data set, in its order
-    bool reused;   // false: this call made the file
+    size_t count; // records, one per item of the data set, in its order
+    bool reused;  // false: this call made the file
 } cache;
 
 // Opens the cache of this data set at this size. A file that is already there is used if its size,

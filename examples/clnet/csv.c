@@ -131,8 +131,8 @@ static bool take_line(reader *r, char *values[COLUMNS]) {
             return false;
         }
     }
-    return last || problem_input(r->p, "%s: line %zu: has more than %d values", r->path, r->line,
-                                 COLUMNS);
+    return last ||
+           problem_input(r->p, "%s: line %zu: has more than %d values", r->path, r->line, COLUMNS);
 }
 
 // Skips empty lines; false at the end of the file.
@@ -164,9 +164,10 @@ static bool read_header(reader *r) {
         }
         column = strcmp(name, "image") == 0 ? ID : column;
         if (column == COLUMNS) {
-            return problem_input(r->p, "%s: line %zu: column \"%s\" is not known, expected "
-                                 "image_id,melanoma,seborrheic_keratosis", r->path, r->line,
-                                 show(name).text);
+            return problem_input(r->p,
+                                 "%s: line %zu: column \"%s\" is not known, expected "
+                                 "image_id,melanoma,seborrheic_keratosis",
+                                 r->path, r->line, show(name).text);
         }
         if (seen[column]) {
             return problem_input(r->p, "%s: line %zu: column %s stands there twice", r->path,
@@ -246,8 +247,10 @@ static bool read_row(reader *r, csv_row *row) {
         return false;
     }
     if (r->kind == CSV_TRUTH && row->melanoma == 1 && row->keratosis == 1) {
-        return problem_input(r->p, "%s: line %zu: %s is both melanoma and seborrheic keratosis, "
-                             "expected at most one", r->path, r->line, row->id);
+        return problem_input(r->p,
+                             "%s: line %zu: %s is both melanoma and seborrheic keratosis, "
+                             "expected at most one",
+                             r->path, r->line, row->id);
     }
     return true;
 }
@@ -304,11 +307,15 @@ bool csv_read(const char *path, csv_kind kind, csv_table *out, problem *p) {
     }
     out->text = file.bytes;
     const bool mark = file.size >= 3 && memcmp(file.bytes, "\xEF\xBB\xBF", 3) == 0;
-    reader r = {.path = path, .at = file.bytes + (mark ? 3 : 0), .end = file.bytes + file.size,
-                .line = 1, .kind = kind, .p = p};
+    reader r = {.path = path,
+                .at = file.bytes + (mark ? 3 : 0),
+                .end = file.bytes + file.size,
+                .line = 1,
+                .kind = kind,
+                .p = p};
     const char *wrong = unreadable(&file);
-    const bool ok = wrong ? problem_input(p, "%s: %s", path, wrong)
-                          : read_header(&r) && read_rows(&r, out);
+    const bool ok =
+        wrong ? problem_input(p, "%s: %s", path, wrong) : read_header(&r) && read_rows(&r, out);
     if (!ok) {
         csv_free(out);
     }

@@ -96,8 +96,8 @@ static bool grow(listing *list) {
         return true;
     }
     const size_t room = list->room ? 2 * list->room : 256;
-    entry *entries = room <= SIZE_MAX / sizeof *entries
-                         ? realloc(list->entries, room * sizeof *entries) : NULL;
+    entry *entries =
+        room <= SIZE_MAX / sizeof *entries ? realloc(list->entries, room * sizeof *entries) : NULL;
     if (entries) {
         list->entries = entries;
         list->room = room;
@@ -167,9 +167,7 @@ static dataset_item *find(const dataset *data, const char *id) {
                        : NULL;
 }
 
-const dataset_item *dataset_find(const dataset *data, const char *id) {
-    return find(data, id);
-}
+const dataset_item *dataset_find(const dataset *data, const char *id) { return find(data, id); }
 
 // What a folder holds instead of the split, for the message that it is not there.
 static bool report_absent(const char *dir, const char *folder, problem *p) {
@@ -189,8 +187,10 @@ static bool report_absent(const char *dir, const char *folder, problem *p) {
         return problem_input(p, "%s: this split is not there, the data set has: %s", folder,
                              present);
     }
-    return problem_input(p, "%s: is not a data set in the ISIC 2017 layout: the folder %s is not "
-                         "there", dir, strrchr(folder, '/') + 1);
+    return problem_input(p,
+                         "%s: is not a data set in the ISIC 2017 layout: the folder %s is not "
+                         "there",
+                         dir, strrchr(folder, '/') + 1);
 }
 
 static bool read_images(const char *dir, int number, dataset *data, problem *p) {

@@ -20,10 +20,10 @@ typedef struct dataset_item {
 } dataset_item;
 
 typedef struct dataset {
-    const char *split;   // "training", "validation" or "test"
-    dataset_item *items; // sorted by id, no id twice
-    size_t count;        // at least 1
-    size_t masks;        // items with a mask
+    const char *split;               // "training", "validation" or "test"
+    dataset_item *items;             // sorted by id, no id twice
+    size_t count;                    // at least 1
+    size_t masks;                    // items with a mask
     size_t classes[DATASET_CLASSES]; // items with this label
 } dataset;
 

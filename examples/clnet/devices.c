@@ -38,11 +38,12 @@ static void print_opencl_json(const clnet_cl_device *d) {
     machine_print_json(d->driver);
     printf(", \"version\": ");
     machine_print_json(d->version);
-    printf(", \"kind\": \"%s\", \"memory_bytes\": %" PRIu64 ", \"largest_allocation_bytes\": %" PRIu64
-           ", \"local_memory_bytes\": %" PRIu64 ", \"compute_units\": %d, \"clock_mhz\": %d, "
+    printf(", \"kind\": \"%s\", \"memory_bytes\": %" PRIu64
+           ", \"largest_allocation_bytes\": %" PRIu64 ", \"local_memory_bytes\": %" PRIu64
+           ", \"compute_units\": %d, \"clock_mhz\": %d, "
            "\"half_precision\": %s, \"double_precision\": %s, \"clblast\": %s}",
-           kind_name(d), d->memory, d->largest_allocation, d->local_memory, d->compute_units, d->clock,
-           d->half_precision ? "true" : "false", d->double_precision ? "true" : "false",
+           kind_name(d), d->memory, d->largest_allocation, d->local_memory, d->compute_units,
+           d->clock, d->half_precision ? "true" : "false", d->double_precision ? "true" : "false",
            clnet_cl_has_clblast() ? "true" : "false");
 }
 
@@ -65,9 +66,11 @@ static void print_opencl_text(const clnet_cl_device *d) {
     char memory[MACHINE_BYTES], largest[MACHINE_BYTES], local[MACHINE_BYTES];
     printf("%s: %s (%s, %s)\n", d->id, d->name, kind_name(d), d->vendor);
     printf("  driver       %s, %s\n", d->driver, d->version);
-    printf("  units        %d at %d MHz, groups of up to %d\n", d->compute_units, d->clock, d->largest_group);
-    printf("  memory       %s, one allocation up to %s, local %s\n", machine_bytes(memory, d->memory),
-           machine_bytes(largest, d->largest_allocation), machine_bytes(local, d->local_memory));
+    printf("  units        %d at %d MHz, groups of up to %d\n", d->compute_units, d->clock,
+           d->largest_group);
+    printf("  memory       %s, one allocation up to %s, local %s\n",
+           machine_bytes(memory, d->memory), machine_bytes(largest, d->largest_allocation),
+           machine_bytes(local, d->local_memory));
     printf("  numbers      float%s%s%s\n", d->half_precision ? ", half" : "",
            d->double_precision ? ", double" : "", d->denormals ? ", denormals" : "");
 }
@@ -85,7 +88,8 @@ static void print_opencl(bool json) {
         printf("opencl: the library (libOpenCL.so.1) is not there\n");
     } else {
         printf(found ? "" : "opencl: no device\n");
-        printf("clblast: %s\n", clnet_cl_has_clblast() ? "yes" : "no, products by clnet's own kernel");
+        printf("clblast: %s\n",
+               clnet_cl_has_clblast() ? "yes" : "no, products by clnet's own kernel");
     }
 }
 

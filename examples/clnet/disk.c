@@ -1,4 +1,4 @@
-#define _POSIX_C_SOURCE 200809L
+#define _POSIX_C_SOURCE   200809L
 #define _FILE_OFFSET_BITS 64
 #include "disk.h"
 
@@ -41,7 +41,8 @@ static size_t disk_read(void *user, void *file, uint64_t offset, void *data, siz
     (void)user;
     size_t done = 0;
     while (done < bytes) {
-        const ssize_t n = pread(descriptor(file), (char *)data + done, bytes - done, (off_t)(offset + done));
+        const ssize_t n =
+            pread(descriptor(file), (char *)data + done, bytes - done, (off_t)(offset + done));
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -111,7 +112,7 @@ static void disk_remove(void *user, const char *path) {
 }
 
 clnet_files disk_files(void) {
-    return (clnet_files){disk_open, disk_size, disk_read, disk_append, disk_sync,
+    return (clnet_files){disk_open,  disk_size,   disk_read,   disk_append, disk_sync,
                          disk_close, disk_rename, disk_remove, NULL};
 }
 
@@ -129,7 +130,8 @@ bool disk_make_folder(const char *path, problem *p) {
         struct stat s;
         if (mkdir(part, 0777) && (errno != EEXIST || stat(part, &s) || !S_ISDIR(s.st_mode))) {
             return problem_input(p, "%s: cannot make this folder: %s", part,
-                                 errno == EEXIST ? "a file of this name is in the way" : strerror(errno));
+                                 errno == EEXIST ? "a file of this name is in the way"
+                                                 : strerror(errno));
         }
     }
     return true;
@@ -161,7 +163,8 @@ bool disk_write(const char *path, const void *data, size_t bytes, problem *p) {
 
 bool disk_join(char path[DISK_PATH], const char *folder, const char *name, problem *p) {
     const int length = snprintf(path, DISK_PATH, "%s/%s", folder, name);
-    return (length > 0 && length < DISK_PATH) || problem_input(p, "%.100s/%.100s: too long a path", folder, name);
+    return (length > 0 && length < DISK_PATH) ||
+           problem_input(p, "%.100s/%.100s: too long a path", folder, name);
 }
 
 bool disk_exists(const char *path) {

@@ -66,10 +66,10 @@ static void *budget_realloc(void *data, size_t size) {
 #define STBI_ONLY_PNG
 #define STBI_NO_STDIO
 #define STBI_NO_LINEAR
-#define STBI_MAX_DIMENSIONS PREFLIGHT_MAX_SIDE
-#define STBI_MALLOC(size) budget_malloc(size)
+#define STBI_MAX_DIMENSIONS      PREFLIGHT_MAX_SIDE
+#define STBI_MALLOC(size)        budget_malloc(size)
 #define STBI_REALLOC(data, size) budget_realloc(data, size)
-#define STBI_FREE(data) budget_free(data)
+#define STBI_FREE(data)          budget_free(data)
 #include <stb/stb_image.h>
 
 #define STB_IMAGE_WRITE_IMPLEMENTATION
@@ -85,10 +85,10 @@ enum { MAX_FILE = 64 << 20 }; // bytes
 static const char *other_format(const unsigned char *b, size_t size) {
     static const struct {
         const char *magic, *name;
-    } known[] = {{"GIF8", "GIF"},   {"BM", "BMP"},       {"8BPS", "PSD"}, {"#?", "HDR"},
-                 {"RIFF", "WebP"},  {"II*", "TIFF"},     {"MM", "TIFF"},  {"P1", "PNM"},
-                 {"P2", "PNM"},     {"P3", "PNM"},       {"P4", "PNM"},   {"P5", "PNM"},
-                 {"P6", "PNM"},     {"P7", "PNM"},       {"PF", "PNM"},   {"Pf", "PNM"},
+    } known[] = {{"GIF8", "GIF"},         {"BM", "BMP"},   {"8BPS", "PSD"}, {"#?", "HDR"},
+                 {"RIFF", "WebP"},        {"II*", "TIFF"}, {"MM", "TIFF"},  {"P1", "PNM"},
+                 {"P2", "PNM"},           {"P3", "PNM"},   {"P4", "PNM"},   {"P5", "PNM"},
+                 {"P6", "PNM"},           {"P7", "PNM"},   {"PF", "PNM"},   {"Pf", "PNM"},
                  {"\xFF\x0A", "JPEG XL"}, {"%PDF", "PDF"}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const size_t length = strlen(known[i].magic);
@@ -165,8 +165,10 @@ static bool check_stream(const char *name, const unsigned char *stream, const pr
         return problem_input(p, "%s: pixels inflate to %d bytes, expected %zu", name, got,
                              plan->inflated);
     }
-    return stored == found || problem_input(p, "%s: pixels have the checksum %08X, but %08X is "
-                                            "stored", name, found, stored);
+    return stored == found || problem_input(p,
+                                            "%s: pixels have the checksum %08X, but %08X is "
+                                            "stored",
+                                            name, found, stored);
 }
 
 // Replaces indices, which came as grey values, by the colours of the palette.
@@ -193,8 +195,8 @@ static bool decode_checked(const char *name, const unsigned char *bytes, const p
     const int channels = plan->colors > 0 ? 1 : 3;
     int height = 0, width = 0, stored = 0;
     budget_left = plan->memory;
-    stbi_uc *data = stbi_load_from_memory(bytes, (int)plan->size, &width, &height, &stored,
-                                          channels);
+    stbi_uc *data =
+        stbi_load_from_memory(bytes, (int)plan->size, &width, &height, &stored, channels);
     if (!data) {
         return problem_input(p, "%s: pixels cannot be decoded: %s", name, stbi_failure_reason());
     }
@@ -229,8 +231,10 @@ static bool reduce_to_mask(const char *name, image *im, problem *p) {
         largest = b[i] > largest ? b[i] : largest;
     }
     if (largest > 0 && largest <= 128) {
-        return problem_input(p, "%s: the largest value of this mask is %d; lesion is 255 (at least "
-                             "129), so it would read as empty", name, largest);
+        return problem_input(p,
+                             "%s: the largest value of this mask is %d; lesion is 255 (at least "
+                             "129), so it would read as empty",
+                             name, largest);
     }
     im->channels = 1;
     unsigned char *smaller = realloc(b, pixels);
@@ -280,8 +284,8 @@ bool image_write_png(const char *path, const unsigned char *bytes, int height, i
         return problem_run(p, "%s: no PNG of %d x %d pixels with %d channels can be written", path,
                            width, height, channels);
     }
-    unsigned char *png = stbi_write_png_to_mem(bytes, width * channels, width, height, channels,
-                                               &size);
+    unsigned char *png =
+        stbi_write_png_to_mem(bytes, width * channels, width, height, channels, &size);
     if (!png) {
         return problem_run(p, "%s: no memory to compress %d x %d pixels", path, width, height);
     }

@@ -45,13 +45,15 @@ static const command *find(const char *name) {
 
 static void print_help(void) {
     printf("clnet %s: segmentation and classification of skin lesions in plain C\n\n"
-           "usage: clnet COMMAND [options] [paths]\n\n", CLNET_VERSION);
+           "usage: clnet COMMAND [options] [paths]\n\n",
+           CLNET_VERSION);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         printf("  %-10s %s\n", commands[i].name, commands[i].help);
     }
-    printf("  %-10s the options of a command\n\n"
-           "exit status: 0 done, 1 failed at run time, 2 bad input, 130 or 143 stopped by a signal\n",
-           "help");
+    printf(
+        "  %-10s the options of a command\n\n"
+        "exit status: 0 done, 1 failed at run time, 2 bad input, 130 or 143 stopped by a signal\n",
+        "help");
 }
 
 static bool asks_for_help(int argc, char **argv) {

@@ -6,9 +6,13 @@
 const char *const network_fusion_choices[] = {"shared", "per-task", NULL};
 
 clnet_model_desc network_desc(const network_options *n, clnet_purpose purpose, int batch) {
-    return (clnet_model_desc){.name = n->model, .classes = n->classes, .width = n->width,
-                              .size = {n->size[0], n->size[1]}, .fusion = (clnet_fusion)n->fusion,
-                              .purpose = purpose, .batch = batch};
+    return (clnet_model_desc){.name = n->model,
+                              .classes = n->classes,
+                              .width = n->width,
+                              .size = {n->size[0], n->size[1]},
+                              .fusion = (clnet_fusion)n->fusion,
+                              .purpose = purpose,
+                              .batch = batch};
 }
 
 static bool given(const option *table, size_t count, const char *name) {
@@ -29,8 +33,8 @@ static bool agree(const char *weights, const network_options *n, const option *t
         return problem_input(p, "--width %g: %s has %g", n->width, weights, d->width);
     }
     if (given(table, count, "--fusion") && n->fusion != (int)d->fusion) {
-        return problem_input(p, "--fusion %s: %s has %s", network_fusion_choices[n->fusion], weights,
-                             network_fusion_choices[d->fusion]);
+        return problem_input(p, "--fusion %s: %s has %s", network_fusion_choices[n->fusion],
+                             weights, network_fusion_choices[d->fusion]);
     }
     if (given(table, count, "--size")) {
         memcpy(d->size, n->size, sizeof d->size);
@@ -47,7 +51,8 @@ clnet_model *network_open(clnet_context *ctx, const char *weights, const network
         if (!agree(weights, n, table, options, &d, p)) {
             return NULL;
         }
-    } else if (clnet_context_result(ctx) == CLNET_ERROR_METADATA && given(table, options, "--model")) {
+    } else if (clnet_context_result(ctx) == CLNET_ERROR_METADATA &&
+               given(table, options, "--model")) {
         clnet_context_clear(ctx);
         d = network_desc(n, purpose, batch);
     } else {

@@ -16,11 +16,12 @@ extern const char *const network_fusion_choices[];
 #define NETWORK_OPTIONS(n)                                                                         \
     OPTION(TEXT, "--model", &(n)->model,                                                           \
            "resnet50, unet, resunet, resnet50+unet (default), resnet50+resunet"),                  \
-    OPTION_RANGE(INT, "--classes", &(n)->classes, 1, CLNET_MAX_CLASSES, "classes (default: 3)"),   \
-    OPTION(WIDTH, "--width", &(n)->width, "share of all channels, as 1/8 (default: 1)"),           \
-    OPTION(SIZE, "--size", &(n)->size, "input size, as 224 or 192x256 (default: 224)"),            \
-    OPTION_OF(network_fusion_choices, "--fusion", &(n)->fusion,                                    \
-              "output of a fusion module (default: shared)")
+        OPTION_RANGE(INT, "--classes", &(n)->classes, 1, CLNET_MAX_CLASSES,                        \
+                     "classes (default: 3)"),                                                      \
+        OPTION(WIDTH, "--width", &(n)->width, "share of all channels, as 1/8 (default: 1)"),       \
+        OPTION(SIZE, "--size", &(n)->size, "input size, as 224 or 192x256 (default: 224)"),        \
+        OPTION_OF(network_fusion_choices, "--fusion", &(n)->fusion,                                \
+                  "output of a fusion module (default: shared)")
 
 // The desc of the network that the options name, with a purpose and a batch.
 clnet_model_desc network_desc(const network_options *n, clnet_purpose purpose, int batch);

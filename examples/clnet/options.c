@@ -51,7 +51,8 @@ static bool parse_width(const char *text, double *value) {
         return false;
     }
     snprintf(copy, sizeof copy, "%.*s", (int)(slash - text), text);
-    if (!parse_number(copy, &above) || !parse_number(slash + 1, &below) || !(above > 0) || !(below > 0)) {
+    if (!parse_number(copy, &above) || !parse_number(slash + 1, &below) || !(above > 0) ||
+        !(below > 0)) {
         return false;
     }
     *value = above / below;
@@ -69,7 +70,8 @@ static bool parse_size(const char *text, int size[2]) {
         return false;
     }
     snprintf(copy, sizeof copy, "%.*s", (int)(times - text), text);
-    return parse_int(copy, &size[0]) && parse_int(times + 1, &size[1]) && size[0] > 0 && size[1] > 0;
+    return parse_int(copy, &size[0]) && parse_int(times + 1, &size[1]) && size[0] > 0 &&
+           size[1] > 0;
 }
 
 static bool parse_list(const char *text, option_list *list) {
@@ -125,11 +127,14 @@ bool options_set(option *o, const char *text, problem *p) {
         return (parse_number(text, o->value) && in_range(o, *(double *)o->value)) ||
                refuse(o, text, "a number", p);
     case OPTION_SEED:
-        return parse_seed(text, o->value) || refuse(o, text, "a whole number of at most 19 digits", p);
+        return parse_seed(text, o->value) ||
+               refuse(o, text, "a whole number of at most 19 digits", p);
     case OPTION_WIDTH:
-        return parse_width(text, o->value) || refuse(o, text, "a number above 0, as 0.125 or 1/8", p);
+        return parse_width(text, o->value) ||
+               refuse(o, text, "a number above 0, as 0.125 or 1/8", p);
     case OPTION_SIZE:
-        return parse_size(text, o->value) || refuse(o, text, "a size, as 224 or 192x256 (height x width)", p);
+        return parse_size(text, o->value) ||
+               refuse(o, text, "a size, as 224 or 192x256 (height x width)", p);
     case OPTION_LIST:
         return parse_list(text, o->value) || refuse(o, text, "numbers with commas between them", p);
     case OPTION_CHOICE:
@@ -211,15 +216,31 @@ static void format_list(const option_list *list, char text[OPTION_TEXT_SIZE]) {
 void options_format(const option *o, char text[OPTION_TEXT_SIZE]) {
     const size_t size = OPTION_TEXT_SIZE;
     switch (o->kind) {
-    case OPTION_FLAG: snprintf(text, size, "%d", (int)*(bool *)o->value); break;
-    case OPTION_INT: snprintf(text, size, "%d", *(int *)o->value); break;
-    case OPTION_SEED: snprintf(text, size, "%llu", (unsigned long long)*(uint64_t *)o->value); break;
+    case OPTION_FLAG:
+        snprintf(text, size, "%d", (int)*(bool *)o->value);
+        break;
+    case OPTION_INT:
+        snprintf(text, size, "%d", *(int *)o->value);
+        break;
+    case OPTION_SEED:
+        snprintf(text, size, "%llu", (unsigned long long)*(uint64_t *)o->value);
+        break;
     case OPTION_NUMBER:
-    case OPTION_WIDTH: snprintf(text, size, "%.17g", *(double *)o->value); break;
-    case OPTION_SIZE: snprintf(text, size, "%dx%d", ((int *)o->value)[0], ((int *)o->value)[1]); break;
-    case OPTION_TEXT: snprintf(text, size, "%s", *(const char **)o->value); break;
-    case OPTION_CHOICE: snprintf(text, size, "%s", o->choices[*(int *)o->value]); break;
-    case OPTION_LIST: format_list(o->value, text); break;
+    case OPTION_WIDTH:
+        snprintf(text, size, "%.17g", *(double *)o->value);
+        break;
+    case OPTION_SIZE:
+        snprintf(text, size, "%dx%d", ((int *)o->value)[0], ((int *)o->value)[1]);
+        break;
+    case OPTION_TEXT:
+        snprintf(text, size, "%s", *(const char **)o->value);
+        break;
+    case OPTION_CHOICE:
+        snprintf(text, size, "%s", o->choices[*(int *)o->value]);
+        break;
+    case OPTION_LIST:
+        format_list(o->value, text);
+        break;
     }
 }
 
@@ -243,8 +264,10 @@ const char *const device_isa_choices[] = {"auto", "portable", "avx2", "avx512", 
 clnet_context *device_open(const device_options *d, problem *p) {
     const clnet_files files = disk_files();
     const clnet_cl_desc desc = {.device = d->device,
-                                .base = {.threads = d->threads, .isa = (clnet_isa)d->isa,
-                                         .reference = d->reference, .files = &files}};
+                                .base = {.threads = d->threads,
+                                         .isa = (clnet_isa)d->isa,
+                                         .reference = d->reference,
+                                         .files = &files}};
     clnet_context *ctx = clnet_cl_context_create(&desc);
     if (clnet_context_result(ctx) != CLNET_OK) {
         problem_context(p, ctx);
@@ -256,7 +279,8 @@ clnet_context *device_open(const device_options *d, problem *p) {
 
 bool problem_context(problem *p, const clnet_context *ctx) {
     const clnet_result result = clnet_context_result(ctx);
-    if (result == CLNET_ERROR_MEMORY || result == CLNET_ERROR_DEVICE || result == CLNET_ERROR_NONFINITE) {
+    if (result == CLNET_ERROR_MEMORY || result == CLNET_ERROR_DEVICE ||
+        result == CLNET_ERROR_NONFINITE) {
         return problem_run(p, "%s", clnet_error(ctx));
     }
     return problem_input(p, "%s", clnet_error(ctx));

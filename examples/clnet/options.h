@@ -23,7 +23,7 @@ typedef struct option_list {
 } option_list;
 
 typedef struct option {
-    const char *name;           // "--epochs"
+    const char *name; // "--epochs"
     option_kind kind;
     void *value;                // where it goes; keeps its default when the option is absent
     const char *help;           // one line: what it does, its default
@@ -34,11 +34,14 @@ typedef struct option {
 
 // Rows of such a table.
 #define OPTION(kind_, name_, value_, help_)                                                        \
-    {.name = name_, .kind = OPTION_##kind_, .value = value_, .help = help_}
+    { .name = name_, .kind = OPTION_##kind_, .value = value_, .help = help_ }
 #define OPTION_RANGE(kind_, name_, value_, min_, max_, help_)                                      \
-    {.name = name_, .kind = OPTION_##kind_, .value = value_, .help = help_, .min = min_, .max = max_}
+    {                                                                                              \
+        .name = name_, .kind = OPTION_##kind_, .value = value_, .help = help_, .min = min_,        \
+        .max = max_                                                                                \
+    }
 #define OPTION_OF(choices_, name_, value_, help_)                                                  \
-    {.name = name_, .kind = OPTION_CHOICE, .value = value_, .help = help_, .choices = choices_}
+    { .name = name_, .kind = OPTION_CHOICE, .value = value_, .help = help_, .choices = choices_ }
 
 // Reads argv (the arguments behind the command's name). Everything that is no option goes to
 // `paths`, at most `most` of them; behind "--" everything does. false: the problem names the option.
@@ -65,9 +68,11 @@ typedef struct device_options {
 } device_options;
 
 #define DEVICE_OPTIONS(d)                                                                          \
-    OPTION(TEXT, "--device", &(d)->device, "cpu, opencl, opencl:P.D, auto (default): the best GPU or cpu"),\
-    OPTION_RANGE(INT, "--threads", &(d)->threads, 1, 1024, "threads (default: all processors)"),   \
-    OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)")
+    OPTION(TEXT, "--device", &(d)->device,                                                         \
+           "cpu, opencl, opencl:P.D, auto (default): the best GPU or cpu"),                        \
+        OPTION_RANGE(INT, "--threads", &(d)->threads, 1, 1024,                                     \
+                     "threads (default: all processors)"),                                         \
+        OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)")
 
 extern const char *const device_isa_choices[];
 

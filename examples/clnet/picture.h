@@ -15,10 +15,10 @@ typedef struct color {
     unsigned char r, g, b;
 } color;
 
-#define COLOR_BLACK ((color){20, 22, 26})
-#define COLOR_WHITE ((color){255, 255, 255})
-#define COLOR_GREY ((color){120, 126, 134})
-#define COLOR_TRUTH ((color){40, 220, 120})     // outline of the true lesion
+#define COLOR_BLACK      ((color){20, 22, 26})
+#define COLOR_WHITE      ((color){255, 255, 255})
+#define COLOR_GREY       ((color){120, 126, 134})
+#define COLOR_TRUTH      ((color){40, 220, 120}) // outline of the true lesion
 #define COLOR_PREDICTION ((color){60, 170, 255}) // outline of the predicted one
 
 enum { PICTURE_MAX_SIDE = 16384 }; // pixels
@@ -65,7 +65,7 @@ void picture_overlay_heat(picture *pic, const float *map, int map_height, int ma
 
 typedef struct picture_panel_desc {
     int rows, columns;
-    const picture *cells; // rows * columns, by rows; one without bytes stays blank
+    const picture *cells;             // rows * columns, by rows; one without bytes stays blank
     const char *const *row_labels;    // NULL = none
     const char *const *column_labels; // NULL = none
     int cell;                         // side of a cell in pixels; 0 = 192

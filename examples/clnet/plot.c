@@ -11,8 +11,16 @@
 // ---- axes ---------------------------------------------------------------------------------------
 
 enum { // pixels
-    PANE_HEIGHT = 330, PLOT_WIDTH = 700, PANE_LEFT = 96, PANE_TOP = 44, PANE_BOTTOM = 54,
-    LEGEND_MIN = 160, LEGEND_MAX = 600, LEGEND_GAP = 18, LEGEND_KEY = 28, LEGEND_LINE = 20
+    PANE_HEIGHT = 330,
+    PLOT_WIDTH = 700,
+    PANE_LEFT = 96,
+    PANE_TOP = 44,
+    PANE_BOTTOM = 54,
+    LEGEND_MIN = 160,
+    LEGEND_MAX = 600,
+    LEGEND_GAP = 18,
+    LEGEND_KEY = 28,
+    LEGEND_LINE = 20
 };
 
 #define TEXT_SCALE 1.6 // pixels per unit of the font
@@ -20,8 +28,8 @@ enum { // pixels
 
 // Eight colours that differ in lightness as well as in hue; further series take them again.
 static color series_color(size_t i) {
-    static const color colors[] = {{31, 105, 193}, {217, 95, 2},  {38, 145, 80},  {190, 50, 110},
-                                   {120, 90, 190}, {150, 120, 0}, {0, 150, 170},  {110, 70, 50}};
+    static const color colors[] = {{31, 105, 193}, {217, 95, 2},  {38, 145, 80}, {190, 50, 110},
+                                   {120, 90, 190}, {150, 120, 0}, {0, 150, 170}, {110, 70, 50}};
     return colors[i % (sizeof colors / sizeof *colors)];
 }
 
@@ -54,9 +62,7 @@ static axis make_axis(double low, double high, double parts, bool widen) {
     return a;
 }
 
-static double share(axis a, double v) {
-    return (v - a.low) / (a.high - a.low);
-}
+static double share(axis a, double v) { return (v - a.low) / (a.high - a.low); }
 
 // ---- one pane -----------------------------------------------------------------------------------
 
@@ -66,9 +72,7 @@ typedef struct frame {
     int top, left, height, width; // of the plotting area
 } frame;
 
-static double frame_x(const frame *f, double v) {
-    return f->left + share(f->x, v) * f->width;
-}
+static double frame_x(const frame *f, double v) { return f->left + share(f->x, v) * f->width; }
 
 static double frame_y(const frame *f, double v) {
     return f->top + (1 - share(f->y, v)) * f->height;
@@ -178,8 +182,13 @@ static int legend_width(const plot_pane *pane) {
 
 static void draw_pane(picture *pic, int top, const plot_pane *pane) {
     const int height = pane->square ? PLOT_WIDTH / 2 : PANE_HEIGHT - PANE_TOP - PANE_BOTTOM;
-    const frame f = {pic, pane_axis(pane, true), pane_axis(pane, false), top + PANE_TOP, PANE_LEFT,
-                     height, pane->square ? height : PLOT_WIDTH};
+    const frame f = {pic,
+                     pane_axis(pane, true),
+                     pane_axis(pane, false),
+                     top + PANE_TOP,
+                     PANE_LEFT,
+                     height,
+                     pane->square ? height : PLOT_WIDTH};
     for_ticks(&f, f.x, draw_x_tick);
     for_ticks(&f, f.y, draw_y_tick);
     const double bottom = f.top + f.height, right = f.left + f.width;
@@ -229,8 +238,12 @@ bool plot_curves(const char *path_png, const plot_pane *panes, size_t pane_count
 
 bool plot_roc(const char *path_png, const plot_series *classes, size_t class_count, problem *p) {
     const plot_pane pane = {.title = "ROC: true positive rate",
-                            .x_label = "false positive rate", .series = classes,
-                            .series_count = class_count, .x_max = 1, .y_max = 1, .square = true,
+                            .x_label = "false positive rate",
+                            .series = classes,
+                            .series_count = class_count,
+                            .x_max = 1,
+                            .y_max = 1,
+                            .square = true,
                             .diagonal = true};
     return plot_curves(path_png, &pane, 1, p);
 }
@@ -367,7 +380,9 @@ static bool draw_log(const log_table *log, size_t capacity, const char *path_csv
         return problem_input(p, "%s: has no column \"epoch\" in its first line", path_csv);
     }
     for (int i = 0; i < LOG_PANES; i++) {
-        panes[i] = (plot_pane){.title = titles[i], .x_label = "epoch", .series = series[i],
+        panes[i] = (plot_pane){.title = titles[i],
+                               .x_label = "epoch",
+                               .series = series[i],
                                .series_count = gather_series(log, capacity, epoch, i, series[i]),
                                .whole_x = true};
     }

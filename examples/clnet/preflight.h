@@ -11,15 +11,15 @@
 #include <stddef.h>
 
 enum {
-    PREFLIGHT_MAX_SIDE = 16384,        // pixels of one side
-    PREFLIGHT_MAX_PIXELS = 100000000,  // pixels of an image
-    PREFLIGHT_MAX_SCANS = 100          // scans of a progressive JPEG: each passes over all blocks
+    PREFLIGHT_MAX_SIDE = 16384,       // pixels of one side
+    PREFLIGHT_MAX_PIXELS = 100000000, // pixels of an image
+    PREFLIGHT_MAX_SCANS = 100         // scans of a progressive JPEG: each passes over all blocks
 };
 
 typedef struct preflight {
-    size_t size;    // bytes left
+    size_t size; // bytes left
     int height, width;
-    size_t memory;  // bytes that decoding may take; a decoder that asks for more is stopped
+    size_t memory; // bytes that decoding may take; a decoder that asks for more is stopped
     // PNG only:
     size_t stream_at, stream_size; // where the zlib stream stands
     size_t inflated;               // bytes that it must give: each row of each pass and its filter

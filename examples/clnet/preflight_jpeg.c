@@ -19,17 +19,17 @@ enum {
 typedef struct huffman {
     bool defined;
     unsigned char symbols[256];
-    uint32_t end[17];             // first 16-bit value above the codes of this length
-    int offset[17];               // symbol number = code + offset
+    uint32_t end[17]; // first 16-bit value above the codes of this length
+    int offset[17];   // symbol number = code + offset
     unsigned char fast_size[1 << FAST], fast_symbol[1 << FAST]; // size 0: not a short code
 } huffman;
 
 typedef struct component {
-    int id, h, v, table;          // sampling, quantiser
-    int blocks_h, blocks_w;       // that hold pixels: those of a scan of this component alone
-    int stride;                   // blocks of a row, those of the last MCU's filling included
-    uint64_t *nonzero;            // progressive: per block, which coefficients are not 0
-    int dc;                       // value of the last block
+    int id, h, v, table;                // sampling, quantiser
+    int blocks_h, blocks_w;             // that hold pixels: those of a scan of this component alone
+    int stride;                         // blocks of a row, those of the last MCU's filling included
+    uint64_t *nonzero;                  // progressive: per block, which coefficients are not 0
+    int dc;                             // value of the last block
     const huffman *dc_codes, *ac_codes; // of the scan in hand
     bool scanned;
 } component;
@@ -37,17 +37,17 @@ typedef struct component {
 typedef struct jpeg {
     const char *name;
     unsigned char *bytes;
-    size_t size, at, kept;        // kept <= at: bytes left so far
+    size_t size, at, kept; // kept <= at: bytes left so far
     bool framed, progressive;
     component parts[3];
     int part_count, h_max, v_max, mcus_h, mcus_w;
-    huffman codes[2][4];          // DC, AC
+    huffman codes[2][4]; // DC, AC
     bool quantisers[4];
     int restart_interval, scans;
-    int Ss, Se, Ah, Al;           // of the scan in hand
+    int Ss, Se, Ah, Al; // of the scan in hand
     component *order[3];
     int order_count;
-    unsigned eob_run;             // blocks still to come without new coefficients
+    unsigned eob_run; // blocks still to come without new coefficients
     preflight *out;
     problem *p;
 } jpeg;
@@ -72,9 +72,7 @@ static void keep(jpeg *j, size_t from, size_t to) {
     j->kept += to - from;
 }
 
-static int two_bytes(const unsigned char *b) {
-    return b[0] << 8 | b[1];
-}
+static int two_bytes(const unsigned char *b) { return b[0] << 8 | b[1]; }
 
 // ---- the codes of a scan ------------------------------------------------------------------------
 
@@ -100,9 +98,7 @@ static void refill(bits *b) {
     }
 }
 
-static bool overrun(const bits *b) {
-    return b->zeros > b->count;
-}
+static bool overrun(const bits *b) { return b->zeros > b->count; }
 
 // The next `size` bits, 0 to 16.
 static unsigned take(bits *b, int size) {
@@ -266,8 +262,8 @@ static const char *walk_mcu(jpeg *j, bits *b, int mcu) {
     for (int i = 0; i < j->order_count; i++) {
         component *c = j->order[i];
         for (int block = 0; block < c->h * c->v; block++) {
-            const char *wrong = walk_block(j, b, c, row * c->v + block / c->h,
-                                           column * c->h + block % c->h);
+            const char *wrong =
+                walk_block(j, b, c, row * c->v + block / c->h, column * c->h + block % c->h);
             if (wrong) {
                 return wrong;
             }
@@ -477,8 +473,11 @@ static bool read_frame(jpeg *j, size_t at, const unsigned char *b, size_t size) 
         return refuse(j, at, "second frame header");
     }
     if (size < 6 || b[0] != 8) {
-        return refuse(j, at, size < 6 ? "frame header of %zu bytes" : "%zu bits a sample, only 8 "
-                      "are supported", size < 6 ? size : (size_t)b[0]);
+        return refuse(j, at,
+                      size < 6 ? "frame header of %zu bytes"
+                               : "%zu bits a sample, only 8 "
+                                 "are supported",
+                      size < 6 ? size : (size_t)b[0]);
     }
     if (b[5] == 4) {
         return refuse(j, at + 5, "4 components (CMYK or YCCK); grey and colour of 3 are supported");
@@ -522,8 +521,10 @@ static bool read_spectrum(jpeg *j, size_t at, const unsigned char *b) {
     const bool progressive = j->Se <= 63 && j->Ss <= j->Se && j->Ah <= 13 && j->Al <= 13 &&
                              (j->Ss == 0 ? j->Se == 0 : j->order_count == 1);
     return (j->progressive ? progressive : sequential) ||
-           refuse(j, at, "%d components with coefficients %d to %d, bits %d and %d: no scan of a "
-                  "%s image", j->order_count, j->Ss, j->Se, j->Ah, j->Al,
+           refuse(j, at,
+                  "%d components with coefficients %d to %d, bits %d and %d: no scan of a "
+                  "%s image",
+                  j->order_count, j->Ss, j->Se, j->Ah, j->Al,
                   j->progressive ? "progressive" : "sequential");
 }
 
@@ -606,13 +607,28 @@ static bool read_restart_interval(jpeg *j, size_t at, const unsigned char *b, si
 
 static const char *unsupported(int marker) {
     switch (marker) {
-        case 0xC3: return "lossless JPEG";
-        case 0xC5: case 0xC6: case 0xC7: case 0xDE: case 0xDF: return "hierarchical JPEG";
-        case 0xC9: case 0xCA: case 0xCB: case 0xCC: case 0xCD: case 0xCE: case 0xCF:
-            return "arithmetic coding";
-        case 0xDC: return "a height that comes after the scan";
-        case 0xD8: return "a second start of image";
-        default: return NULL;
+    case 0xC3:
+        return "lossless JPEG";
+    case 0xC5:
+    case 0xC6:
+    case 0xC7:
+    case 0xDE:
+    case 0xDF:
+        return "hierarchical JPEG";
+    case 0xC9:
+    case 0xCA:
+    case 0xCB:
+    case 0xCC:
+    case 0xCD:
+    case 0xCE:
+    case 0xCF:
+        return "arithmetic coding";
+    case 0xDC:
+        return "a height that comes after the scan";
+    case 0xD8:
+        return "a second start of image";
+    default:
+        return NULL;
     }
 }
 
@@ -632,19 +648,29 @@ static bool read_segment(jpeg *j, int marker) {
                       length, left);
     }
     switch (marker) {
-        case 0xC0: case 0xC1: case 0xC2:
-            j->progressive = marker == 0xC2 && !j->framed;
-            ok = read_frame(j, at + 2, body, length - 2);
-            break;
-        case 0xC4: ok = read_huffman(j, at + 2, body, length - 2); break;
-        case 0xDA: ok = read_scan(j, at + 2, body, length - 2); break;
-        case 0xDB: ok = read_quantisers(j, at + 2, body, length - 2); break;
-        case 0xDD: ok = read_restart_interval(j, at + 2, body, length - 2); break;
-        default:
-            if (marker != 0xFE && (marker < 0xE0 || marker > 0xEF)) {
-                return refuse(j, at - 2, "unknown marker %02X", (unsigned)marker);
-            }
-            wanted = marker == 0xE0 || marker == 0xEE;
+    case 0xC0:
+    case 0xC1:
+    case 0xC2:
+        j->progressive = marker == 0xC2 && !j->framed;
+        ok = read_frame(j, at + 2, body, length - 2);
+        break;
+    case 0xC4:
+        ok = read_huffman(j, at + 2, body, length - 2);
+        break;
+    case 0xDA:
+        ok = read_scan(j, at + 2, body, length - 2);
+        break;
+    case 0xDB:
+        ok = read_quantisers(j, at + 2, body, length - 2);
+        break;
+    case 0xDD:
+        ok = read_restart_interval(j, at + 2, body, length - 2);
+        break;
+    default:
+        if (marker != 0xFE && (marker < 0xE0 || marker > 0xEF)) {
+            return refuse(j, at - 2, "unknown marker %02X", (unsigned)marker);
+        }
+        wanted = marker == 0xE0 || marker == 0xEE;
     }
     if (ok && wanted) {
         j->bytes[j->kept++] = 0xFF;
@@ -698,8 +724,15 @@ bool preflight_jpeg(const char *name, unsigned char *bytes, size_t size, preflig
     if (!j) {
         return problem_run(p, "%s: no memory to check it", name);
     }
-    *j = (jpeg){.name = name, .bytes = bytes, .size = size, .at = 2, .kept = 2, .h_max = 1,
-                .v_max = 1, .out = out, .p = p};
+    *j = (jpeg){.name = name,
+                .bytes = bytes,
+                .size = size,
+                .at = 2,
+                .kept = 2,
+                .h_max = 1,
+                .v_max = 1,
+                .out = out,
+                .p = p};
     const bool ok = size >= 2 && bytes[0] == 0xFF && bytes[1] == 0xD8
                         ? read_segments(j)
                         : refuse(j, 0, "does not begin with the start marker FF D8");

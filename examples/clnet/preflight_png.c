@@ -8,12 +8,12 @@ enum { SIGNATURE = 8, HEADER = 13, FRAME = 12 }; // bytes; FRAME: a chunk's leng
 typedef struct png {
     const char *name;
     unsigned char *bytes;
-    size_t size, at;      // at: where the chunk in hand begins
-    size_t kept;          // bytes left so far
-    uint32_t length;      // of its data
+    size_t size, at; // at: where the chunk in hand begins
+    size_t kept;     // bytes left so far
+    uint32_t length; // of its data
     char type[5];
     int color, interlaced;
-    bool stream_closed;   // a chunk followed the IDATs
+    bool stream_closed; // a chunk followed the IDATs
     uint32_t crc_table[256];
     preflight *out;
     problem *p;
@@ -65,16 +65,20 @@ bool preflight_dimensions(const char *name, size_t at, unsigned long height, uns
     return true;
 }
 
-static int channels_of(int color) {
-    return color == 2 ? 3 : color == 4 ? 2 : color == 6 ? 4 : 1;
-}
+static int channels_of(int color) { return color == 2 ? 3 : color == 4 ? 2 : color == 6 ? 4 : 1; }
 
 static bool depth_allowed(int color, int depth) {
     switch (color) {
-        case 0: return depth == 1 || depth == 2 || depth == 4 || depth == 8 || depth == 16;
-        case 3: return depth == 1 || depth == 2 || depth == 4 || depth == 8;
-        case 2: case 4: case 6: return depth == 8 || depth == 16;
-        default: return false;
+    case 0:
+        return depth == 1 || depth == 2 || depth == 4 || depth == 8 || depth == 16;
+    case 3:
+        return depth == 1 || depth == 2 || depth == 4 || depth == 8;
+    case 2:
+    case 4:
+    case 6:
+        return depth == 8 || depth == 16;
+    default:
+        return false;
     }
 }
 
@@ -128,7 +132,8 @@ static bool read_header(png *s) {
     if (b[10] != 0 || b[11] != 0 || b[12] > 1) {
         return problem_input(s->p,
                              "%s: offset %zu: compression %d, filter %d, interlace %d; known are "
-                             "0, 0 and 0 or 1", s->name, s->at + 18, b[10], b[11], b[12]);
+                             "0, 0 and 0 or 1",
+                             s->name, s->at + 18, b[10], b[11], b[12]);
     }
     s->out->inflated = inflated_size(s);
     s->kept = SIGNATURE + FRAME + HEADER;
@@ -143,8 +148,10 @@ static bool read_palette(png *s) {
                              s->out->colors > 0 ? "second PLTE" : "PLTE behind IDAT");
     }
     if (s->length == 0 || s->length % 3 != 0 || s->length > most) {
-        return problem_input(s->p, "%s: offset %zu: PLTE has %u bytes, expected a multiple of 3 up "
-                             "to %u", s->name, s->at, s->length, most);
+        return problem_input(s->p,
+                             "%s: offset %zu: PLTE has %u bytes, expected a multiple of 3 up "
+                             "to %u",
+                             s->name, s->at, s->length, most);
     }
     if (s->color == 3) {
         s->out->colors = (int)(s->length / 3);
@@ -180,8 +187,10 @@ static bool read_frame(png *s) {
     for (int i = 0; i < 4; i++) {
         const char lower = (char)(s->type[i] | 0x20);
         if (lower < 'a' || lower > 'z') {
-            return problem_input(s->p, "%s: offset %zu: chunk type %02X %02X %02X %02X, expected "
-                                 "four letters", s->name, s->at + 4, b[4], b[5], b[6], b[7]);
+            return problem_input(s->p,
+                                 "%s: offset %zu: chunk type %02X %02X %02X %02X, expected "
+                                 "four letters",
+                                 s->name, s->at + 4, b[4], b[5], b[6], b[7]);
         }
     }
     if (s->length > s->size - s->at - FRAME) {
@@ -214,8 +223,10 @@ static bool read_chunk(png *s) {
         return read_palette(s);
     }
     if (!(s->type[0] & 0x20) && strcmp(s->type, "IEND") != 0) {
-        return problem_input(s->p, "%s: offset %zu: chunk %s is necessary to read this file, but "
-                             "not known", s->name, s->at, s->type);
+        return problem_input(s->p,
+                             "%s: offset %zu: chunk %s is necessary to read this file, but "
+                             "not known",
+                             s->name, s->at, s->type);
     }
     return true; // an ancillary chunk: dropped
 }

@@ -33,9 +33,7 @@ static void put_bytes(report *r, const char *bytes, size_t size) {
     r->size += size;
 }
 
-static void put(report *r, const char *html) {
-    put_bytes(r, html, strlen(html));
-}
+static void put(report *r, const char *html) { put_bytes(r, html, strlen(html)); }
 
 // Bytes of the character of UTF-8 at s, 0 if there is none: overlong forms, surrogates and what
 // lies above U+10FFFF are none.
@@ -61,12 +59,18 @@ static size_t utf8_length(const unsigned char *s) {
 
 static const char *escape_of(unsigned char c) {
     switch (c) {
-    case '&': return "&amp;";
-    case '<': return "&lt;";
-    case '>': return "&gt;";
-    case '"': return "&quot;";
-    case '\'': return "&#39;";
-    default: return c < 0x20 && c != '\n' && c != '\t' ? "&#65533;" : c == 0x7F ? "&#65533;" : NULL;
+    case '&':
+        return "&amp;";
+    case '<':
+        return "&lt;";
+    case '>':
+        return "&gt;";
+    case '"':
+        return "&quot;";
+    case '\'':
+        return "&#39;";
+    default:
+        return c < 0x20 && c != '\n' && c != '\t' ? "&#65533;" : c == 0x7F ? "&#65533;" : NULL;
     }
 }
 
@@ -146,13 +150,9 @@ report *report_open(const char *path, const char *title) {
     return r;
 }
 
-void report_heading(report *r, const char *text) {
-    put_element(r, "<h2>", text, "</h2>\n");
-}
+void report_heading(report *r, const char *text) { put_element(r, "<h2>", text, "</h2>\n"); }
 
-void report_text(report *r, const char *text) {
-    put_element(r, "<p>", text, "</p>\n");
-}
+void report_text(report *r, const char *text) { put_element(r, "<p>", text, "</p>\n"); }
 
 static bool is_number(const char *text) {
     char *end;
@@ -215,9 +215,9 @@ bool report_picture(report *r, const char *path_png, const char *caption, proble
     if (!wholefile_read(path_png, MAX_PICTURE, &file, p)) {
         return false;
     }
-    const bool ok = (file.size >= 8 && memcmp(file.bytes, "\x89PNG\r\n\x1A\n", 8) == 0) ||
-                    problem_input(p, "%s: not a PNG file, so it cannot be shown in a report",
-                                  path_png);
+    const bool ok =
+        (file.size >= 8 && memcmp(file.bytes, "\x89PNG\r\n\x1A\n", 8) == 0) ||
+        problem_input(p, "%s: not a PNG file, so it cannot be shown in a report", path_png);
     if (ok) {
         report_picture_bytes(r, file.bytes, file.size, caption);
     }

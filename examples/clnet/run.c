@@ -27,7 +27,8 @@ static const char *const layer_choices[] = {"fm1", "fm2", "fm3", "fm4", "fm5", N
 static const char *const switch_choices[] = {"on", "off", NULL};
 
 // One more tensor for the output, with room for its values (or I64). NULL: no memory.
-static void *add(run *r, const char *name, clnet_dtype dtype, int rank, const int shape[4], problem *p) {
+static void *add(run *r, const char *name, clnet_dtype dtype, int rank, const int shape[4],
+                 problem *p) {
     if (r->count == r->room) {
         const size_t room = r->room ? 2 * r->room : 64;
         clnet_file_item *items = realloc(r->items, room * sizeof *items);
@@ -69,7 +70,8 @@ static bool add_tensor(run *r, const char *prefix, clnet_tensor *t, bool gradien
     if (!data) {
         return false;
     }
-    if ((gradient ? clnet_tensor_get_grad : clnet_tensor_get)(t, data, CLNET_ORDER_TORCH) != CLNET_OK) {
+    if ((gradient ? clnet_tensor_get_grad : clnet_tensor_get)(t, data, CLNET_ORDER_TORCH) !=
+        CLNET_OK) {
         return problem_context(p, r->ctx);
     }
     return true;
@@ -83,7 +85,8 @@ static bool find_input(run *r, const char *name, clnet_dtype dtype, int rank, co
     }
     bool fits = t->dtype == dtype && t->rank == rank;
     for (int i = 0; fits && i < rank; i++) {
-        fits = shape[i] < 0 ? t->shape[i] > 0 && t->shape[i] < 1 << 24 : t->shape[i] == (uint64_t)shape[i];
+        fits = shape[i] < 0 ? t->shape[i] > 0 && t->shape[i] < 1 << 24
+                            : t->shape[i] == (uint64_t)shape[i];
     }
     if (fits) {
         return true;
@@ -91,12 +94,13 @@ static bool find_input(run *r, const char *name, clnet_dtype dtype, int rank, co
     char needed[96] = "", found[96] = "";
     for (int i = 0; i < rank; i++) {
         const size_t used = strlen(needed);
-        snprintf(needed + used, sizeof needed - used, shape[i] < 0 ? "%sany" : "%s%lld", i ? "," : "",
-                 (long long)shape[i]);
+        snprintf(needed + used, sizeof needed - used, shape[i] < 0 ? "%sany" : "%s%lld",
+                 i ? "," : "", (long long)shape[i]);
     }
     for (int i = 0; i < t->rank; i++) {
         const size_t used = strlen(found);
-        snprintf(found + used, sizeof found - used, "%s%llu", i ? "," : "", (unsigned long long)t->shape[i]);
+        snprintf(found + used, sizeof found - used, "%s%llu", i ? "," : "",
+                 (unsigned long long)t->shape[i]);
     }
     return problem_input(p, "%s: %s is %s (%s), needed is %s (%s)", r->input, name,
                          clnet_dtype_name(t->dtype), found, clnet_dtype_name(dtype), needed);
@@ -130,8 +134,8 @@ static bool read_labels(run *r, int32_t *labels, problem *p) {
 }
 
 static bool set_input(run *r, const char *name, clnet_tensor *to, problem *p) {
-    const int64_t shape[4] = {clnet_tensor_size(to, 0), clnet_tensor_size(to, 1), clnet_tensor_size(to, 2),
-                              clnet_tensor_size(to, 3)};
+    const int64_t shape[4] = {clnet_tensor_size(to, 0), clnet_tensor_size(to, 1),
+                              clnet_tensor_size(to, 2), clnet_tensor_size(to, 3)};
     clnet_file_tensor t;
     float *values = malloc(clnet_tensor_count(to) * sizeof *values);
     bool ok = values && find_input(r, name, CLNET_F32, 4, shape, &t, p);
@@ -150,7 +154,8 @@ static bool set_no_mask(run *r, problem *p) {
     for (size_t i = 0; values && i < count; i++) {
         values[i] = -1;
     }
-    const bool ok = values && clnet_tensor_set(r->model->mask, values, CLNET_ORDER_TORCH) == CLNET_OK;
+    const bool ok =
+        values && clnet_tensor_set(r->model->mask, values, CLNET_ORDER_TORCH) == CLNET_OK;
     free(values);
     return ok || problem_run(p, "out of memory");
 }
@@ -160,7 +165,8 @@ static bool set_inputs(run *r, int32_t *labels, problem *p) {
     if (!set_input(r, "image", r->model->image, p) || !read_labels(r, labels, p)) {
         return false;
     }
-    if (r->model->label && clnet_tensor_set(r->model->label, labels, CLNET_ORDER_TORCH) != CLNET_OK) {
+    if (r->model->label &&
+        clnet_tensor_set(r->model->label, labels, CLNET_ORDER_TORCH) != CLNET_OK) {
         return problem_context(p, r->ctx);
     }
     if (!r->model->mask) {
@@ -205,7 +211,8 @@ static bool add_dump(run *r, problem *p) {
         char name[256];
         snprintf(name, sizeof name, "%.*s", (int)strcspn(at, ","), at);
         if (!clnet_graph_find_activation(r->model->graph, name)) {
-            return problem_input(p, "--dump %s: the network has no such activation (see clnet info)", name);
+            return problem_input(
+                p, "--dump %s: the network has no such activation (see clnet info)", name);
         }
     }
     for (int i = 0; i < clnet_graph_activations(r->model->graph); i++) {
@@ -237,7 +244,8 @@ static bool evaluate(run *r, int32_t *labels, problem *p) {
     const int shape[4] = {clnet_tensor_size(map, 0), clnet_tensor_size(map, 2),
                           clnet_tensor_size(map, 3), 1};
     float *cam = add(r, "cam", CLNET_F32, 3, shape, p);
-    if (cam && clnet_cam(r->model, (clnet_cam_variant)r->cam, r->layer + 1, labels, cam) != CLNET_OK) {
+    if (cam &&
+        clnet_cam(r->model, (clnet_cam_variant)r->cam, r->layer + 1, labels, cam) != CLNET_OK) {
         return problem_context(p, r->ctx);
     }
     return cam != NULL;
@@ -304,7 +312,10 @@ static bool open_model(run *r, problem *p) {
     recipe.adam.weight_decay = r->weight_decay;
     r->network.size[0] = (int)image.shape[2];
     r->network.size[1] = (int)image.shape[3];
-    clnet_model_desc d = network_desc(&r->network, r->train ? CLNET_TRAIN : r->with_cam ? CLNET_EXPLAIN : CLNET_INFER,
+    clnet_model_desc d = network_desc(&r->network,
+                                      r->train      ? CLNET_TRAIN
+                                      : r->with_cam ? CLNET_EXPLAIN
+                                                    : CLNET_INFER,
                                       (int)image.shape[0]);
     d.keep_all = r->dump != NULL;
     d.recipe = &recipe;
@@ -312,7 +323,8 @@ static bool open_model(run *r, problem *p) {
     if (!r->model || clnet_model_load(r->model, r->weights) != CLNET_OK) {
         return problem_context(p, r->ctx);
     }
-    return !r->with_cam || r->model->logits || problem_input(p, "--cam: %s has no classification", r->network.model);
+    return !r->with_cam || r->model->logits ||
+           problem_input(p, "--cam: %s has no classification", r->network.model);
 }
 
 static bool execute(run *r, problem *p) {
@@ -328,8 +340,10 @@ static bool execute(run *r, problem *p) {
 }
 
 static bool check(const run *r, problem *p) {
-    const char *const needed[][2] = {{"--model", r->network.model}, {"--weights", r->weights},
-                                     {"--input", r->input}, {"--output", r->output}};
+    const char *const needed[][2] = {{"--model", r->network.model},
+                                     {"--weights", r->weights},
+                                     {"--input", r->input},
+                                     {"--output", r->output}};
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
         if (!needed[i][1]) {
             return problem_input(p, "%s is missing", needed[i][0]);
@@ -350,7 +364,8 @@ bool command_run(int argc, char **argv, bool usage, problem *p) {
                "safetensors with image (N,3,H,W), label (N), mask (N,1,H,W) (required)"),
         OPTION(TEXT, "--output", &r.output, "safetensors to write (required)"),
         OPTION(FLAG, "--train", &r.train, "training mode: losses and gradients too"),
-        OPTION_RANGE(INT, "--steps", &r.steps, 1, 1000000, "Adam steps on this batch, with --train"),
+        OPTION_RANGE(INT, "--steps", &r.steps, 1, 1000000,
+                     "Adam steps on this batch, with --train"),
         OPTION_RANGE(NUMBER, "--lr", &r.lr, 0, 1000, "their learning rate (default: 1e-4)"),
         OPTION_RANGE(NUMBER, "--weight-decay", &r.weight_decay, 0, 1000,
                      "their weight decay (default: 5e-4)"),

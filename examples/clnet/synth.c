@@ -47,9 +47,7 @@ static double uniform(dice *d, double low, double high) {
     return low + (high - low) * ((double)(bits >> 11) * 0x1p-53);
 }
 
-static bool chance(dice *d, double probability) {
-    return uniform(d, 0, 1) < probability;
-}
+static bool chance(dice *d, double probability) { return uniform(d, 0, 1) < probability; }
 
 static int whole(dice *d, int low, int high) { // both included
     return low + (int)(uniform(d, 0, 1) * (high - low + 1));
@@ -64,18 +62,14 @@ static float corner(uint32_t key, int y, int x) {
     return (float)(h >> 8) * (2.0f / 16777216.0f) - 1.0f;
 }
 
-static float smooth(float t) {
-    return t * t * (3 - 2 * t);
-}
+static float smooth(float t) { return t * t * (3 - 2 * t); }
 
 static float step_between(float low, float high, float v) {
     const float t = (v - low) / (high - low);
     return t <= 0 ? 0 : t >= 1 ? 1 : smooth(t);
 }
 
-static float mixed(float a, float b, float t) {
-    return a + (b - a) * t;
-}
+static float mixed(float a, float b, float t) { return a + (b - a) * t; }
 
 static int floor_int(float v) { // floorf is a call of the C library on plain x86-64
     const int i = (int)v;
@@ -119,8 +113,8 @@ static float mesh(uint32_t key, float y, float x, float jitter) {
         for (int j = ix - 1; j <= ix + 1; j++) {
             const float dy = (float)i + 0.5f + 0.5f * jitter * corner(key, i, j) - y;
             // Every second row is half a cell further, so that even cells are rather hexagons.
-            const float dx = (float)j + ((i & 1) ? 0.75f : 0.25f) +
-                             0.5f * jitter * corner(key + 77u, i, j) - x;
+            const float dx =
+                (float)j + ((i & 1) ? 0.75f : 0.25f) + 0.5f * jitter * corner(key + 77u, i, j) - x;
             const float distance = sqrtf(dy * dy + dx * dx);
             if (distance < first) {
                 second = first;
@@ -164,8 +158,8 @@ typedef struct lesion {
     int label;
     float y, x, radius, aspect, cosine, sine;
     float wave_cosine[OUTLINE_WAVES], wave_sine[OUTLINE_WAVES], ragged, ragged_scale;
-    float soft_low, soft_high, soft_phase;     // width of the border, around the outline
-    float pigment, hue, mottle, core, rim;     // darkness and how it varies
+    float soft_low, soft_high, soft_phase; // width of the border, around the outline
+    float pigment, hue, mottle, core, rim; // darkness and how it varies
     float network, network_scale, network_jitter, network_width, patchy;
     float shades, blue, red, white, blotch, blotch_y, blotch_x; // the colours of a melanoma
     float streaks, streak_count, wax, ridge, ridge_scale;
@@ -185,9 +179,7 @@ typedef struct scene {
     float blur, grain;
 } scene;
 
-static float draw(dice *d, double low, double high) {
-    return (float)uniform(d, low, high);
-}
+static float draw(dice *d, double low, double high) { return (float)uniform(d, low, high); }
 
 // ---- choosing: skin and surroundings, the same for all classes ----------------------------------
 
@@ -240,8 +232,8 @@ static void choose_surroundings(scene *s, dice *d) {
     choose_hairs(s, d);
     s->bubble_count = chance(d, 0.25) ? whole(d, 1, MAX_BUBBLES) : 0;
     for (int i = 0; i < s->bubble_count; i++) {
-        s->bubbles[i] = (spot){draw(d, -1, 1), draw(d, -1, 1), draw(d, 0.03, 0.13),
-                               draw(d, 0.25, 0.7)};
+        s->bubbles[i] =
+            (spot){draw(d, -1, 1), draw(d, -1, 1), draw(d, 0.03, 0.13), draw(d, 0.25, 0.7)};
     }
     s->ruler = chance(d, 0.2);
     s->ruler_angle = draw(d, 0, 6.2832);
@@ -375,9 +367,7 @@ static void choose_scene(scene *s, int label, uint64_t random) {
 
 // ---- drawing: skin ------------------------------------------------------------------------------
 
-static rgb scaled(rgb c, float f) {
-    return (rgb){c.r * f, c.g * f, c.b * f};
-}
+static rgb scaled(rgb c, float f) { return (rgb){c.r * f, c.g * f, c.b * f}; }
 
 static rgb blend(rgb a, rgb b, float t) {
     return (rgb){mixed(a.r, b.r, t), mixed(a.g, b.g, t), mixed(a.b, b.b, t)};
@@ -417,10 +407,10 @@ static rgb skin_at(const scene *s, float y, float x) {
 // ---- drawing: lesion ----------------------------------------------------------------------------
 
 typedef struct place {
-    float y, x;     // in the image
-    float v, u;     // in the lesion's axes, 1 at the border of its ellipse
-    float angle;    // around its centre
-    float depth;    // 0 on the outline, 1 a radius inside, negative outside
+    float y, x;  // in the image
+    float v, u;  // in the lesion's axes, 1 at the border of its ellipse
+    float angle; // around its centre
+    float depth; // 0 on the outline, 1 a radius inside, negative outside
 } place;
 
 #define FARTHEST 2.2f // radii; no outline and no soft border comes so far
@@ -500,17 +490,20 @@ static float melanin_at(const scene *s, const place *p) {
     float m = 1 + l->core * (2 * middle - 1);
     m += l->mottle * fractal(s->key + 40, 3 * p->v, 3 * p->u, 4);
     if (l->shades > 0) { // regions of clearly different darkness
-        m += 0.75f * l->shades * step_between(-0.15f, 0.15f, noise(s->key + 41, 1.7f * p->v,
-                                                                  1.7f * p->u)) - 0.3f * l->shades;
+        m += 0.75f * l->shades *
+                 step_between(-0.15f, 0.15f, noise(s->key + 41, 1.7f * p->v, 1.7f * p->u)) -
+             0.3f * l->shades;
     }
     if (l->blotch > 0) {
         const float r = hypotf(p->v - l->blotch_y, p->u - l->blotch_x);
-        m += l->blotch * step_between(0.55f, 0.25f, r + 0.25f * noise(s->key + 42, 4 * p->v,
-                                                                   4 * p->u));
+        m += l->blotch *
+             step_between(0.55f, 0.25f, r + 0.25f * noise(s->key + 42, 4 * p->v, 4 * p->u));
     }
     m += l->rim * step_between(0.16f, 0.02f, p->depth);
-    m += l->ridge > 0 ? l->ridge * (ridges(s->key + 43, l->ridge_scale * p->v,
-                                           l->ridge_scale * p->u, 5) - 0.3f) : 0;
+    m += l->ridge > 0
+             ? l->ridge *
+                   (ridges(s->key + 43, l->ridge_scale * p->v, l->ridge_scale * p->u, 5) - 0.3f)
+             : 0;
     m += l->network > 0 ? network_at(s, p) - 0.2f * l->network : 0;
     m += l->streaks > 0 ? streaks_at(s, p) : 0;
     return m > 0.12f ? m : 0.12f;
@@ -561,9 +554,7 @@ static float unit_x(const canvas *c, float column) {
     return (column + 0.5f - 0.5f * (float)c->width) / c->half;
 }
 
-static int clip(float v, int count) {
-    return !(v > 0) ? 0 : v < (float)count ? (int)v : count;
-}
+static int clip(float v, int count) { return !(v > 0) ? 0 : v < (float)count ? (int)v : count; }
 
 // A thin line between two places, anti-aliased; finer than a pixel it becomes fainter instead.
 static void paint_line(canvas *c, const float y[2], const float x[2], float width, float opacity,

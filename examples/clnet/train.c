@@ -38,7 +38,8 @@ static uint64_t list_hash(const dataset *d) {
         for (const char *at = d->items[i].id; *at; at++) {
             hash = (hash ^ (unsigned char)*at) * 1099511628211u;
         }
-        hash = (hash ^ (uint64_t)(d->items[i].label + 2) ^ (d->items[i].mask ? 64u : 0u)) * 1099511628211u;
+        hash = (hash ^ (uint64_t)(d->items[i].label + 2) ^ (d->items[i].mask ? 64u : 0u)) *
+               1099511628211u;
     }
     return hash;
 }
@@ -58,8 +59,8 @@ static bool save(trainer *t, problem *p) {
     }
     const trainer_sums *s = &t->state.sums;
     snprintf(state[0], sizeof state[0], "%d %zu", t->state.epoch, t->state.position);
-    snprintf(state[1], sizeof state[1], "%.17g %.17g %.17g %.17g %.17g", s->loss, s->classification, s->focal,
-             s->dice, s->images);
+    snprintf(state[1], sizeof state[1], "%.17g %.17g %.17g %.17g %.17g", s->loss, s->classification,
+             s->focal, s->dice, s->images);
     snprintf(state[2], sizeof state[2], "%.17g", t->state.best);
     snprintf(state[3], sizeof state[3], "%016" PRIx64, list_hash(t->training));
     pairs[n++] = (clnet_file_pair){"train.position", state[0]};
@@ -84,7 +85,8 @@ static bool restore_settings(train *r, const clnet_tensor_file *f, const char *p
         }
         options_format(o, given);
         if (o->given && strcmp(given, text)) {
-            return problem_input(p, "%s %s: the training in %s has %s", o->name, given, r->resume, text);
+            return problem_input(p, "%s %s: the training in %s has %s", o->name, given, r->resume,
+                                 text);
         }
         r->stored[i] = strdup(text);
         if (!r->stored[i]) {
@@ -108,8 +110,11 @@ static bool restore_state(train *r, const clnet_tensor_file *f, const char *path
         sscanf(sums, "%lf %lf %lf %lf %lf", &s->sums.loss, &s->sums.classification, &s->sums.focal,
                &s->sums.dice, &s->sums.images) != 5 ||
         !best || sscanf(best, "%lf", &s->best) != 1 || !data) {
-        return problem_input(p, "%s: not the checkpoint of a training: train.position, train.sums, train.best or "
-                             "train.data is missing or wrong", path);
+        return problem_input(
+            p,
+            "%s: not the checkpoint of a training: train.position, train.sums, train.best or "
+            "train.data is missing or wrong",
+            path);
     }
     r->stored_data = strdup(data);
     r->data = r->data ? r->data : r->stored_data;
@@ -140,23 +145,29 @@ static bool check_list(const train *r, problem *p) {
     clnet_tensor_file *f = clnet_tensor_file_open(r->ctx, path);
     const char *list = f ? clnet_tensor_file_metadata(f, "train.list") : NULL;
     snprintf(found, sizeof found, "%016" PRIx64, list_hash(&r->training));
-    const bool same = list && !strcmp(list, found) && r->trainer.state.position <= r->training.count;
+    const bool same =
+        list && !strcmp(list, found) && r->trainer.state.position <= r->training.count;
     clnet_tensor_file_close(f);
-    return same || problem_input(p, "%s: other images, masks or labels than those the training in %s began with",
-                                 r->data, r->resume);
+    return same ||
+           problem_input(
+               p, "%s: other images, masks or labels than those the training in %s began with",
+               r->data, r->resume);
 }
 
 static void show_decoding(void *user, size_t done, size_t total) {
     (void)user;
     if (isatty(STDERR_FILENO) || done == total) {
-        fprintf(stderr, "%sreading images: %zu of %zu%s", isatty(STDERR_FILENO) ? "\r" : "", done, total,
-                done == total ? "\n" : "");
+        fprintf(stderr, "%sreading images: %zu of %zu%s", isatty(STDERR_FILENO) ? "\r" : "", done,
+                total, done == total ? "\n" : "");
     }
 }
 
 static bool open_cache(const train *r, const dataset *data, cache *images, problem *p) {
-    const cache_desc desc = {.dir = r->out, .height = r->network.size[0], .width = r->network.size[1],
-                             .threads = clnet_context_threads(r->ctx), .progress = show_decoding,
+    const cache_desc desc = {.dir = r->out,
+                             .height = r->network.size[0],
+                             .width = r->network.size[1],
+                             .threads = clnet_context_threads(r->ctx),
+                             .progress = show_decoding,
                              .stop = &command_signal};
     return cache_open(images, data, &desc, p);
 }
@@ -177,12 +188,13 @@ static bool make_recipe(const train *r, clnet_recipe *recipe, problem *p) {
     recipe->focal_gamma = r->gamma;
     recipe->adam.weight_decay = r->weight_decay;
     if (r->alpha.count && r->alpha.count != DATASET_CLASSES) {
-        return problem_input(p, "--focal-alpha: needs %d numbers, one per class, found %d", DATASET_CLASSES,
-                             r->alpha.count);
+        return problem_input(p, "--focal-alpha: needs %d numbers, one per class, found %d",
+                             DATASET_CLASSES, r->alpha.count);
     }
     if (r->weights.count && r->weights.count != 3) {
-        return problem_input(p, "--loss-weights: needs 3 numbers (classification, mask focal, Dice), found %d",
-                             r->weights.count);
+        return problem_input(
+            p, "--loss-weights: needs 3 numbers (classification, mask focal, Dice), found %d",
+            r->weights.count);
     }
     for (int i = 0; i < 3; i++) {
         if (r->alpha.value[i] < 0 || r->weights.value[i] < 0) {
@@ -202,11 +214,13 @@ static bool check_last_batch(const train *r, problem *p) {
     }
     for (int i = 0; i < clnet_graph_nodes(r->model->graph); i++) {
         const clnet_tensor *y = clnet_graph_node_output(r->model->graph, i);
-        if (!strcmp(clnet_graph_node_op(r->model->graph, i), "batch_norm") && clnet_tensor_size(y, 2) == 1 &&
-            clnet_tensor_size(y, 3) == 1) {
-            return problem_input(p, "--batch %d: the last batch of an epoch has 1 image of %zu, of which the batch norm "
-                                 "%s sees 1 value; take another batch or a larger --size", r->batch,
-                                 r->training.count, clnet_tensor_name(y));
+        if (!strcmp(clnet_graph_node_op(r->model->graph, i), "batch_norm") &&
+            clnet_tensor_size(y, 2) == 1 && clnet_tensor_size(y, 3) == 1) {
+            return problem_input(p,
+                                 "--batch %d: the last batch of an epoch has 1 image of %zu, of "
+                                 "which the batch norm "
+                                 "%s sees 1 value; take another batch or a larger --size",
+                                 r->batch, r->training.count, clnet_tensor_name(y));
         }
     }
     return true;
@@ -217,7 +231,8 @@ static bool make_model(train *r, problem *p) {
     if (!make_recipe(r, &recipe, p)) {
         return false;
     }
-    const size_t largest = (size_t)r->batch < r->training.count ? (size_t)r->batch : r->training.count;
+    const size_t largest =
+        (size_t)r->batch < r->training.count ? (size_t)r->batch : r->training.count;
     clnet_model_desc d = network_desc(&r->network, CLNET_TRAIN, (int)largest);
     d.recipe = &recipe;
     d.seed = r->seed;
@@ -230,7 +245,8 @@ static bool make_model(train *r, problem *p) {
                       clnet_checkpoint_load(r->model, path) != CLNET_OK)) {
         return problem_context(p, r->ctx);
     }
-    if ((r->model->logits && r->training.classes[0] + r->training.classes[1] + r->training.classes[2] == 0) &&
+    if ((r->model->logits &&
+         r->training.classes[0] + r->training.classes[1] + r->training.classes[2] == 0) &&
         (!r->model->mask_logits || r->training.masks == 0)) {
         return problem_input(p, "%s: has no labels to train %s with", r->data, r->network.model);
     }
@@ -250,7 +266,8 @@ static bool write_config(const train *r, problem *p) {
         snprintf(text + used, sizeof text - used, "%s = %.200s\n", r->options[i].name + 2, value);
     }
     const size_t used = strlen(text);
-    snprintf(text + used, sizeof text - used, "data = %.1000s\nimages = %zu\n", r->data, r->training.count);
+    snprintf(text + used, sizeof text - used, "data = %.1000s\nimages = %zu\n", r->data,
+             r->training.count);
     return disk_join(path, r->out, "config.txt", p) && disk_write(path, text, strlen(text), p);
 }
 
@@ -263,15 +280,17 @@ static bool prepare(train *r, problem *p) {
         return problem_input(p, "no data set given; usage: clnet train DATA [options]");
     }
     if (r->network.classes != DATASET_CLASSES) {
-        return problem_input(p, "--classes %d: the ISIC 2017 data have %d", r->network.classes, DATASET_CLASSES);
+        return problem_input(p, "--classes %d: the ISIC 2017 data have %d", r->network.classes,
+                             DATASET_CLASSES);
     }
     char path[DISK_PATH];
     if (!disk_join(path, r->out, "last.safetensors", p)) {
         return false;
     }
     if (!r->resume && disk_exists(path)) {
-        return problem_input(p, "%s: holds a training already; --resume %s goes on with it, --out makes another",
-                             r->out, r->out);
+        return problem_input(
+            p, "%s: holds a training already; --resume %s goes on with it, --out makes another",
+            r->out, r->out);
     }
     return open_lists(r, p) && (!r->resume || check_list(r, p)) && make_model(r, p) &&
            disk_make_folder(r->out, p) && open_caches(r, p);
@@ -285,25 +304,36 @@ static bool execute(train *r, problem *p) {
         }
         return false;
     }
-    r->trainer = (trainer){.settings = {r->epochs, r->batch, r->accumulate, r->lr, r->seed, r->stop_after},
-                           .state = r->trainer.state, .model = r->model, .training = &r->training,
-                           .validation = r->has_validation ? &r->validation : NULL,
-                           .training_images = &r->training_images,
-                           .validation_images = &r->validation_images, .out = r->out, .save = save, .user = r};
+    r->trainer =
+        (trainer){.settings = {r->epochs, r->batch, r->accumulate, r->lr, r->seed, r->stop_after},
+                  .state = r->trainer.state,
+                  .model = r->model,
+                  .training = &r->training,
+                  .validation = r->has_validation ? &r->validation : NULL,
+                  .training_images = &r->training_images,
+                  .validation_images = &r->validation_images,
+                  .out = r->out,
+                  .save = save,
+                  .user = r};
     if (!r->resume) {
         r->trainer.state.best = -1;
     }
-    fprintf(stderr, "%s: %zu images%s, %d x %d, batch %d, %" PRIu64 " steps, %.1f M parameters, %.0f MB, %d threads, %s\n",
+    fprintf(stderr,
+            "%s: %zu images%s, %d x %d, batch %d, %" PRIu64
+            " steps, %.1f M parameters, %.0f MB, %d threads, %s\n",
             r->network.model, r->training.count, r->has_validation ? "" : " (no validation split)",
-            r->network.size[0], r->network.size[1], r->batch * r->accumulate, trainer_total_steps(&r->trainer),
-            (double)r->model->plan.parameters / 4e6, (double)r->model->plan.total / 1e6,
-            clnet_context_threads(r->ctx), clnet_context_isa(r->ctx));
+            r->network.size[0], r->network.size[1], r->batch * r->accumulate,
+            trainer_total_steps(&r->trainer), (double)r->model->plan.parameters / 4e6,
+            (double)r->model->plan.total / 1e6, clnet_context_threads(r->ctx),
+            clnet_context_isa(r->ctx));
     bool finished = false;
-    if (!write_config(r, p) || !trainer_begin_log(&r->trainer, p) || !trainer_run(&r->trainer, &finished, p)) {
+    if (!write_config(r, p) || !trainer_begin_log(&r->trainer, p) ||
+        !trainer_run(&r->trainer, &finished, p)) {
         return false;
     }
     if (finished) {
-        fprintf(stderr, "done: %s/%s\n", r->out, r->trainer.state.best >= 0 ? "best.safetensors" : "last.safetensors");
+        fprintf(stderr, "done: %s/%s\n", r->out,
+                r->trainer.state.best >= 0 ? "best.safetensors" : "last.safetensors");
     } else {
         fprintf(stderr, "stopped and saved; to go on: clnet train --resume %s\n", r->out);
     }
@@ -324,29 +354,44 @@ static void clean_up(train *r) {
 }
 
 bool command_train(int argc, char **argv, bool usage, problem *p) {
-    train r = {.network = {"resnet50+unet", DATASET_CLASSES, {224, 224}, 0, 1}, .epochs = 200, .batch = 8,
-               .accumulate = 1, .lr = 1e-4, .weight_decay = 5e-4, .gamma = 2, .seed = 1, .out = "clnet-train",
-               .training_images = {.file = -1}, .validation_images = {.file = -1}};
+    train r = {.network = {"resnet50+unet", DATASET_CLASSES, {224, 224}, 0, 1},
+               .epochs = 200,
+               .batch = 8,
+               .accumulate = 1,
+               .lr = 1e-4,
+               .weight_decay = 5e-4,
+               .gamma = 2,
+               .seed = 1,
+               .out = "clnet-train",
+               .training_images = {.file = -1},
+               .validation_images = {.file = -1}};
     option options[] = {
         NETWORK_OPTIONS(&r.network),
-        OPTION_RANGE(INT, "--epochs", &r.epochs, 1, 1000000, "passes over the images (default: 200)"),
+        OPTION_RANGE(INT, "--epochs", &r.epochs, 1, 1000000,
+                     "passes over the images (default: 200)"),
         OPTION_RANGE(INT, "--batch", &r.batch, 1, 65536, "images at a time (default: 8)"),
-        OPTION_RANGE(INT, "--accumulate", &r.accumulate, 1, 65536, "batches for each update (default: 1)"),
+        OPTION_RANGE(INT, "--accumulate", &r.accumulate, 1, 65536,
+                     "batches for each update (default: 1)"),
         OPTION_RANGE(NUMBER, "--lr", &r.lr, 1e-12, 1000, "initial learning rate (default: 1e-4)"),
-        OPTION_RANGE(NUMBER, "--weight-decay", &r.weight_decay, 0, 1000, "added to the gradient (default: 5e-4)"),
-        OPTION_RANGE(NUMBER, "--focal-gamma", &r.gamma, 0, 100, "focusing of the focal losses (default: 2)"),
+        OPTION_RANGE(NUMBER, "--weight-decay", &r.weight_decay, 0, 1000,
+                     "added to the gradient (default: 5e-4)"),
+        OPTION_RANGE(NUMBER, "--focal-gamma", &r.gamma, 0, 100,
+                     "focusing of the focal losses (default: 2)"),
         OPTION(LIST, "--focal-alpha", &r.alpha, "weight of each class (default: none)"),
-        OPTION(LIST, "--loss-weights", &r.weights, "classification, mask focal, Dice (default: 1,1,1)"),
+        OPTION(LIST, "--loss-weights", &r.weights,
+               "classification, mask focal, Dice (default: 1,1,1)"),
         OPTION(SEED, "--seed", &r.seed, "of weights, order and flips (default: 1)"),
         OPTION(TEXT, "--out", &r.out, "folder for the results (default: clnet-train)"),
         OPTION(TEXT, "--resume", &r.resume, "goes on with the training in this folder"),
-        OPTION_RANGE(INT, "--stop-after", &r.stop_after, 1, 2147483647, "saves and ends after N steps"),
+        OPTION_RANGE(INT, "--stop-after", &r.stop_after, 1, 2147483647,
+                     "saves and ends after N steps"),
         DEVICE_OPTIONS(&r.device),
     };
     const size_t count = sizeof options / sizeof *options;
     if (usage) {
         printf("usage: clnet train DATA [options]\n       clnet train --resume DIR [options]\n\n"
-               "DATA is a folder in the layout of ISIC 2017. Leaves last.safetensors, best.safetensors,\n"
+               "DATA is a folder in the layout of ISIC 2017. Leaves last.safetensors, "
+               "best.safetensors,\n"
                "log.csv, curves.png and config.txt. Ctrl-C finishes the step and saves.\n\n");
         options_print(options, count);
         return true;
@@ -360,7 +405,8 @@ bool command_train(int argc, char **argv, bool usage, problem *p) {
         r.data = path_count ? paths[0] : NULL;
         const option *out = options_find(options, count, "--out");
         if (r.resume && out->given && strcmp(r.out, r.resume)) {
-            ok = problem_input(p, "--out %s: a training goes on in its own folder, %s", r.out, r.resume);
+            ok = problem_input(p, "--out %s: a training goes on in its own folder, %s", r.out,
+                               r.resume);
         }
         r.out = r.resume ? r.resume : r.out;
         ok = ok && execute(&r, p);

@@ -22,12 +22,14 @@ static uint64_t steps_per_epoch(const trainer *t) {
     return (t->training->count + images_per_step(t) - 1) / images_per_step(t);
 }
 
-uint64_t trainer_total_steps(const trainer *t) { return steps_per_epoch(t) * (uint64_t)t->settings.epochs; }
+uint64_t trainer_total_steps(const trainer *t) {
+    return steps_per_epoch(t) * (uint64_t)t->settings.epochs;
+}
 
 // One batch in memory, and the order of the epoch that it is taken from.
 typedef struct batch {
-    int *order;    // a permutation of the data set
-    size_t images; // in the batch
+    int *order;            // a permutation of the data set
+    size_t images;         // in the batch
     float *pixels, *masks; // (images,H,W,3), (images,H,W)
     unsigned char *mask_bytes;
     int32_t *labels;
@@ -44,7 +46,8 @@ static void batch_free(batch *b) {
 
 static bool batch_create(const trainer *t, batch *b, problem *p) {
     const size_t images = (size_t)t->settings.batch;
-    const size_t pixels = images * (size_t)t->training_images->height * (size_t)t->training_images->width;
+    const size_t pixels =
+        images * (size_t)t->training_images->height * (size_t)t->training_images->width;
     b->order = malloc(t->training->count * sizeof *b->order);
     b->pixels = malloc(3 * pixels * sizeof *b->pixels);
     b->masks = malloc(pixels * sizeof *b->masks);
@@ -81,9 +84,14 @@ static void flip(float *x, int height, int width, int channels, bool left_right,
     }
 }
 
-enum { STREAM_ORDER = 1, STREAM_FLIPS = 2 }; // random streams of an epoch, beside those of the weights
+enum {
+    STREAM_ORDER = 1,
+    STREAM_FLIPS = 2
+}; // random streams of an epoch, beside those of the weights
 
-static uint64_t stream_of(int epoch, int what) { return (uint64_t)1 << 63 | (uint64_t)epoch << 8 | (uint64_t)what; }
+static uint64_t stream_of(int epoch, int what) {
+    return (uint64_t)1 << 63 | (uint64_t)epoch << 8 | (uint64_t)what;
+}
 
 // Image i of the batch: read, flipped with probability 1/2 each way, its truth beside it.
 static bool read_image(void *user, size_t i, problem *p) {
@@ -93,7 +101,8 @@ static bool read_image(void *user, size_t i, problem *p) {
     const dataset_item *item = &t->training->items[index];
     const int H = t->training_images->height, W = t->training_images->width;
     const size_t pixels = (size_t)H * (size_t)W;
-    if (!cache_read(t->training_images, index, b->pixels + 3 * i * pixels, b->mask_bytes + i * pixels, p)) {
+    if (!cache_read(t->training_images, index, b->pixels + 3 * i * pixels,
+                    b->mask_bytes + i * pixels, p)) {
         return false;
     }
     for (size_t k = 0; k < pixels; k++) {
@@ -145,7 +154,8 @@ static bool nonfinite(const trainer *t, const batch *b, problem *p) {
     for (size_t i = 0; i < b->images; i++) {
         const size_t used = strlen(ids);
         const size_t index = (size_t)b->order[t->state.position - b->images + i];
-        snprintf(ids + used, sizeof ids - used, "%s%s", i ? ", " : "", t->training->items[index].id);
+        snprintf(ids + used, sizeof ids - used, "%s%s", i ? ", " : "",
+                 t->training->items[index].id);
     }
     if (clnet_context_result(ctx) != CLNET_ERROR_NONFINITE) {
         return problem_context(p, ctx);
@@ -170,7 +180,8 @@ static bool step(trainer *t, batch *b, double *waited, problem *p) {
             return false;
         }
         *waited += progress_clock() - start;
-        clnet_graph_set_step(g, done * (uint64_t)t->settings.accumulate + i); // dropout: each batch its own
+        clnet_graph_set_step(g, done * (uint64_t)t->settings.accumulate +
+                                    i); // dropout: each batch its own
         clnet_graph_forward(g);
         clnet_graph_backward(g);
         add_losses(t, b->images);
@@ -181,7 +192,8 @@ static bool step(trainer *t, batch *b, double *waited, problem *p) {
 }
 
 static const char log_header[] =
-    "epoch,lr,loss,loss.classification,loss.focal,loss.dice,val.jaccard,val.threshold_jaccard,val.dice,"
+    "epoch,lr,loss,loss.classification,loss.focal,loss.dice,val.jaccard,val.threshold_jaccard,val."
+    "dice,"
     "val.melanoma.auc,val.seborrheic_keratosis.auc,val.mean_auc,seconds,images_per_second\n";
 
 // ",value" with all its digits, or "," where it is undefined.
@@ -190,19 +202,24 @@ static void append_value(char *line, size_t size, double value) {
     snprintf(line + used, size - used, isfinite(value) ? ",%.9g" : ",", value);
 }
 
-static bool append_log(const trainer *t, const evaluation *e, double lr, double seconds, problem *p) {
+static bool append_log(const trainer *t, const evaluation *e, double lr, double seconds,
+                       problem *p) {
     const trainer_sums *s = &t->state.sums;
     const double none = NAN;
     const bool masks = e && e->masks, labels = e && e->labels;
-    const double values[] = {lr, s->loss / s->images,
+    const double values[] = {lr,
+                             s->loss / s->images,
                              t->model->logits ? s->classification / s->images : none,
                              t->model->mask_logits ? s->focal / s->images : none,
                              t->model->mask_logits ? s->dice / s->images : none,
                              masks ? e->segmentation.jaccard : none,
                              masks ? e->segmentation.threshold_jaccard : none,
                              masks ? e->segmentation.dice : none,
-                             labels ? e->melanoma.auc : none, labels ? e->keratosis.auc : none,
-                             labels ? e->mean_auc : none, seconds, s->images / seconds};
+                             labels ? e->melanoma.auc : none,
+                             labels ? e->keratosis.auc : none,
+                             labels ? e->mean_auc : none,
+                             seconds,
+                             s->images / seconds};
     char line[1024], path[DISK_PATH];
     snprintf(line, sizeof line, "%d", t->state.epoch);
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
@@ -289,7 +306,8 @@ static bool end_epoch(trainer *t, double seconds, problem *p) {
         t->state.epoch++;
         ok = append_log(t, t->validation ? &e : NULL, lr, seconds, p);
         const trainer_sums *s = &t->state.sums;
-        fprintf(stderr, "%sepoch %d/%d: loss %.4f", isatty(STDERR_FILENO) ? "\r\033[K" : "", t->state.epoch, t->settings.epochs, s->loss / s->images);
+        fprintf(stderr, "%sepoch %d/%d: loss %.4f", isatty(STDERR_FILENO) ? "\r\033[K" : "",
+                t->state.epoch, t->settings.epochs, s->loss / s->images);
         if (e.masks) {
             fprintf(stderr, ", Jaccard %.4f", e.segmentation.jaccard);
         }
@@ -321,10 +339,11 @@ static bool run_epoch(trainer *t, batch *b, progress *bar, long long *steps, pro
         const trainer_sums *s = &t->state.sums;
         const double seconds = progress_clock() - start;
         char text[160];
-        snprintf(text, sizeof text, "epoch %d/%d loss %.4f (%.3f %.3f %.3f) lr %.2e, data %.0f %%", t->state.epoch + 1,
-                 t->settings.epochs, s->loss / s->images, s->classification / s->images,
-                 s->focal / s->images, s->dice / s->images,
-                 clnet_poly_lr(t->settings.lr, clnet_adam_steps(t->model->adam) - 1, trainer_total_steps(t), 0.96),
+        snprintf(text, sizeof text, "epoch %d/%d loss %.4f (%.3f %.3f %.3f) lr %.2e, data %.0f %%",
+                 t->state.epoch + 1, t->settings.epochs, s->loss / s->images,
+                 s->classification / s->images, s->focal / s->images, s->dice / s->images,
+                 clnet_poly_lr(t->settings.lr, clnet_adam_steps(t->model->adam) - 1,
+                               trainer_total_steps(t), 0.96),
                  100 * waited / (seconds > 0 ? seconds : 1));
         progress_update(bar, (size_t)t->state.epoch * t->training->count + t->state.position, text);
     }

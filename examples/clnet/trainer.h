@@ -23,16 +23,16 @@ typedef struct trainer_sums {
 
 // Where a training stands; part of a checkpoint.
 typedef struct trainer_state {
-    int epoch;        // epochs that are complete
-    size_t position;  // images of the running epoch that are done
+    int epoch;       // epochs that are complete
+    size_t position; // images of the running epoch that are done
     trainer_sums sums;
-    double best;      // figure of merit of best.safetensors; negative: none yet
+    double best; // figure of merit of best.safetensors; negative: none yet
 } trainer_state;
 
 typedef struct trainer {
     trainer_settings settings;
     trainer_state state;
-    clnet_model *model; // for CLNET_TRAIN
+    clnet_model *model;                   // for CLNET_TRAIN
     const dataset *training, *validation; // validation may be NULL
     const cache *training_images, *validation_images;
     const char *out; // folder
