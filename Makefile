@@ -2,6 +2,7 @@
 # make demo       draws a synthetic data set, trains, evaluates, explains; leaves build/demo/report.html
 # make test       all tests; the last line is "N passed, N failed, N skipped"
 # make test-cl    what needs an OpenCL device: PoCL on this CPU (installed), or any that is there
+# make test-kill  kills trainings at random times for some minutes
 # make examples   builds examples/01_..., 02_..., ...
 # make deps       installs the Debian packages that are missing; each of the above does it first
 # make clean      removes build/
@@ -107,6 +108,10 @@ test: all examples $(UNITS)
 	@tests/run.sh "$(B)/clnet-verify" $(UNITS) "tests/cli_commands.sh $(B)/clnet" \
 	    "tests/cli_train.sh $(B)/clnet" "tests/examples.sh $(B)"
 
+# 500 kills at random times: every checkpoint loads, every end is that of a training never killed.
+test-kill: all
+	tests/kill.sh $(B)/clnet 500
+
 # An OpenCL device that is there on any machine.
 #   pocl-opencl-icd, ocl-icd-libopencl1   OpenCL on the CPU, and the loader of OpenCL devices
 deps-cl:
@@ -133,7 +138,7 @@ clean:
 	rm -rf $(B)
 
 force:
-.PHONY: all deps deps-cl examples test test-cl demo clean force
+.PHONY: all deps deps-cl examples test test-cl test-kill demo clean force
 .SECONDARY:
 
 -include $(wildcard $(B)/*.d $(B)/rooms/*.d)
