@@ -311,7 +311,7 @@ static bool end_epoch(trainer *t, double seconds, problem *p) {
         if (e.masks) {
             fprintf(stderr, ", Jaccard %.4f", e.segmentation.jaccard);
         }
-        if (e.labels) {
+        if (e.labels && isfinite(e.mean_auc)) {
             fprintf(stderr, ", mean AUC %.4f", e.mean_auc);
         }
         fprintf(stderr, ", %.1f s\n", seconds);
