@@ -96,6 +96,7 @@ $(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o
 	$(CXX) -std=c++11 -Wall -Wextra -Wshadow $(if $(SAN),$(SANITIZERS)) $(OPENMP) -I. -Itests -c $< -o $@.o
 	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o $(B)/kernels.o -o $@ $(LIBS)
 
+$(B)/test_cl: clnet_cl.h
 $(B)/test_%: tests/test_%.c tests/test.h $(B)/rooms.a
 	$(CC) $(CFLAGS) $< $(B)/rooms.a -o $@ $(LIBS)
 
@@ -121,9 +122,13 @@ deps-cl:
 	    echo "$$line"; $$sudo apt-get update -q && $$line; \
 	fi
 
-test-cl: deps-cl all $(B)/test_networks
+test-cl: deps-cl all $(B)/test_networks $(B)/test_cl
 	@tests/run.sh "$(B)/clnet-verify --device opencl" "$(B)/test_networks tests/data opencl" \
-	    "tests/cl_commands.sh $(B)/clnet"
+	    "$(B)/test_cl" "tests/cl_failures.sh $(B)/test_cl 97" "tests/cl_commands.sh $(B)/clnet"
+
+# Every call of OpenCL fails once, and every kernel under Oclgrind (Debian: oclgrind): takes minutes.
+test-cl-long: deps-cl all $(B)/test_cl
+	@tests/run.sh "tests/cl_failures.sh $(B)/test_cl" "tests/cl_oclgrind.sh $(B)/test_cl"
 
 demo: all
 	@rm -rf $(B)/demo
@@ -138,7 +143,7 @@ clean:
 	rm -rf $(B)
 
 force:
-.PHONY: all deps deps-cl examples test test-cl test-kill demo clean force
+.PHONY: all deps deps-cl examples test test-cl test-cl-long test-kill demo clean force
 .SECONDARY:
 
 -include $(wildcard $(B)/*.d $(B)/rooms/*.d)

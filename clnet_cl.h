@@ -454,8 +454,8 @@ typedef struct clnet__cl_tuning {
 static const clnet__cl_tuning clnet__cl_tunings[] = {
     // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  work blast
     {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, 2e10, true},
-    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, 5e8, false},
-    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, 5e8, false},
+    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, 2.5e8, false},
+    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, 2.5e8, false},
 };
 
 // Local memory of a matrix product: two tiles, and what it knows of rows and terms.
@@ -2019,6 +2019,9 @@ static void clnet__cl_check_sizes(clnet_context *ctx, const clnet_tensor *t) {
 static size_t clnet__cl_workspace(clnet_context *ctx, const clnet_node *node) {
     const clnet__cl *cl = clnet__cl_of(ctx);
     size_t floats = 0;
+    if (!clnet__cl_alive(ctx)) {
+        return 0;
+    }
     clnet__cl_check_sizes(ctx, node->in[0]);
     clnet__cl_check_sizes(ctx, node->out);
     switch (node->op) {

@@ -74,6 +74,16 @@ float2 pair_join(const float2 a, const float2 b) {
     return (float2)(sum.x, sum.y + b.y);
 }
 
+// Pairs in memory that may lie at any float.
+float2 pair_load(global const float *from, const ulong index) {
+    return (float2)(from[2 * index], from[2 * index + 1]);
+}
+
+void pair_store(global float *to, const ulong index, const float2 pair) {
+    to[2 * index] = pair.x;
+    to[2 * index + 1] = pair.y;
+}
+
 // Infinity leaves NaN in y.
 float pair_value(const float2 sum) { return isfinite(sum.x) ? sum.x + sum.y : sum.x; }
 
@@ -123,7 +133,7 @@ void store_partial(global float *partial, local float2 *shared, const float2 min
                    const int C, const int quantities, const int quantity) {
     const float2 sum = group_sum(shared, mine);
     if (get_local_id(1) == 0 && get_global_id(0) < C) {
-        vstore2(sum, partial_index(slices, C, quantities, quantity), partial);
+        pair_store(partial, partial_index(slices, C, quantities, quantity), sum);
     }
 }
 
@@ -133,7 +143,7 @@ float2 sum_partial(global const float *partial, const int image, const int c, co
     float2 sum = (float2)(0.0f, 0.0f);
     for (int slice = 0; slice < slices; slice++) {
         const ulong row = (ulong)image * slices + slice;
-        sum = pair_join(sum, vload2((row * C + c) * quantities + quantity, partial));
+        sum = pair_join(sum, pair_load(partial, (row * C + c) * quantities + quantity));
     }
     return sum;
 }
@@ -206,7 +216,8 @@ kernel REDUCE_GROUP void sum_of_squares(PLACE(partial), PLACE(x), const ulong co
     large = group_sum(shared, large);
     if (get_local_id(1) == 0) {
         const ulong at = get_group_id(1) * get_global_size(0) + get_global_id(0);
-        vstore4((float4)(small, large), at, partial);
+        pair_store(partial, 2 * at, small);
+        pair_store(partial, 2 * at + 1, large);
     }
 }
 
@@ -537,7 +548,8 @@ kernel void batch_norm_mean(PLACE(centre), PLACE(partial), const int C, const in
     OPEN(partial);
     const int c = get_global_id(0);
     if (c < C) {
-        vstore2(pair_divide(sum_partial(partial, 0, c, slices, C, 1, 0), (float)pixels), c, centre);
+        const float2 sum = sum_partial(partial, 0, c, slices, C, 1, 0);
+        pair_store(centre, c, pair_divide(sum, (float)pixels));
     }
 }
 
@@ -550,7 +562,7 @@ kernel REDUCE_GROUP void batch_norm_squares(PLACE(partial), PLACE(x), PLACE(cent
     OPEN(x);
     OPEN(centre);
     const int c = get_global_id(0);
-    const float2 mean = vload2(min(c, C - 1), centre);
+    const float2 mean = pair_load(centre, min(c, C - 1));
     float2 squares = (float2)(0.0f, 0.0f), rest = (float2)(0.0f, 0.0f);
     SLICE_LOOP(p, pixels, slices) {
         if (c < C) {
@@ -589,7 +601,7 @@ kernel void batch_norm_statistics(PLACE(mean), PLACE(invstd), PLACE(running_mean
         global const float *partial = partial_slab + partial_at;
         const float squares = pair_value(sum_partial(partial, 0, c, slices, C, 2, 0));
         const float rest = pair_value(sum_partial(partial, 0, c, slices, C, 2, 1));
-        m = vload2(c, centre_slab + centre_at);
+        m = pair_load(centre_slab + centre_at, c);
         var = (squares - rest * rest / (float)pixels) / (float)pixels;
         var = var < 0.0f ? 0.0f : var;
         if (isfinite(m.x) && isfinite(var)) { // one bad batch must not stay
@@ -1327,7 +1339,7 @@ kernel void dice_of_images(PLACE(each), PLACE(partial), const float smooth_term,
         const float dice = denominator > 0.0f    ? (2.0f * both + smooth_term) / denominator
                            : denominator == 0.0f ? 1.0f
                                                  : denominator; // NaN
-        vstore2((float2)(dice, denominator), n, each);
+        pair_store(each, n, (float2)(dice, denominator));
     }
 }
 
@@ -1359,7 +1371,7 @@ kernel void dice_loss_backward(PLACE(dlogits), PLACE(dloss), PLACE(each), PLACE(
     if (i >= N * pixels || mask[i / pixels * pixels] < 0.0f) {
         return;
     }
-    const float2 d = vload2(i / pixels, each); // D, denominator
+    const float2 d = pair_load(each, i / pixels); // D, denominator
     if (d.y != 0.0f) {
         const float slope = sigmoid_of(logits[i]) * sigmoid_of(-logits[i]);
         const float share = dloss[0] / (float)masked(mask, N, pixels);

@@ -1,0 +1,382 @@
+// The OpenCL backend beyond its arithmetic (which clnet-verify checks): every kernel runs, a training
+// step agrees with the CPU's and repeats bit by bit, whatever is wrong is said in one clear line, and
+// every single call of OpenCL may fail.
+//
+//     cc -std=c99 -O2 -fopenmp -I. -Itests tests/test_cl.c -lm && ./a.out [--kernels FILE] [--step | --failures N] [--no-clblast]
+//
+//     --step        one training step and nothing else: for Oclgrind, see tests/cl_oclgrind.sh
+//     --failures N  beside tests/cl_shim.c: every N-th call fails in turn, see tests/cl_failures.sh
+#define _POSIX_C_SOURCE 200809L
+#define CLNET_IMPLEMENTATION
+#define CLNET_CL_IMPLEMENTATION
+#define CLNET_CL_DYNAMIC
+#include "../clnet_cl.h"
+
+#include "test.h"
+
+static const char *kernels = "kernels.cl";
+
+static clnet_context *open_device(const char *device, bool blast) {
+    return clnet_cl_context_create(&(clnet_cl_desc){.device = device,
+                                                    .kernels = kernels,
+                                                    .no_clblast = !blast,
+                                                    .always_clblast = blast,
+                                                    .profile = true});
+}
+
+// A small network in which every operation has a place.
+typedef struct network {
+    clnet_graph *g;
+    clnet_tensor *image, *label, *mask, *loss, *dropped;
+    clnet_adam *adam;
+} network;
+
+enum { N = 3, H = 14, W = 10, STEPS = 4 };
+
+static clnet_tensor *conv(clnet_graph *g, clnet_tensor *x, const char *name, int channels,
+                          int kernel, int stride, int groups) {
+    return clnet_conv2d(g, x,
+                        &(clnet_conv2d_desc){.out_channels = channels,
+                                             .kernel_size = {kernel, kernel},
+                                             .stride = {stride, stride},
+                                             .padding = {kernel / 2, kernel / 2},
+                                             .groups = groups,
+                                             .no_bias = groups > 1,
+                                             .name = name});
+}
+
+static clnet_tensor *body(network *n) {
+    clnet_graph *g = n->g;
+    clnet_tensor *x = conv(g, n->image, "stem", 6, 3, 1, 1);
+    x = clnet_relu(g, clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "bn"}));
+    clnet_tensor *soft = clnet_softmax(g, conv(g, x, "soft", 3, 3, 1, 1), 1);
+    clnet_tensor *most = clnet_max_pool2d(
+        g, x, &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {2, 2}, .padding = {1, 1}});
+    clnet_tensor *mean = clnet_avg_pool2d(g, x, &(clnet_pool2d_desc){.kernel_size = {2, 2}});
+    x = clnet_add(g, most, conv(g, mean, "grouped", 6, 3, 1, 3));
+    clnet_tensor *gate = clnet_sigmoid(g, conv(g, clnet_global_avg_pool(g, x), "gate", 6, 1, 1, 1));
+    x = clnet_scale_channels(g, x, gate);
+    x = clnet_upsample_bilinear(g, x, H, W, false);
+    clnet_tensor *const both[2] = {x, soft};
+    return clnet_concat(g, both, 2);
+}
+
+static bool open_network(network *n, clnet_context *ctx) {
+    clnet_graph *g = n->g = clnet_graph_create(ctx);
+    n->image = clnet_input(g, "image", N, 3, H, W);
+    n->label = clnet_input_labels(g, "label", N);
+    n->mask = clnet_input(g, "mask", N, 1, H, W);
+    clnet_tensor *x = body(n);
+    n->dropped = clnet_tensor_keep(clnet_dropout(g, clnet_global_avg_pool(g, x), 0.4));
+    clnet_tensor *logits =
+        clnet_linear(g, n->dropped, &(clnet_linear_desc){.out_features = 4, .name = "fc"});
+    clnet_tensor *z = conv(g, x, "head", 1, 1, 1, 1);
+    clnet_tensor *const losses[3] = {
+        clnet_focal_loss(g, logits, n->label, &(clnet_focal_loss_desc){.gamma = 2}),
+        clnet_mask_focal_loss(g, z, n->mask, 2), clnet_dice_loss(g, z, n->mask, 1)};
+    n->loss = clnet_weighted_sum(g, losses, (const double[]){1, 2, 0.5}, 3);
+    n->adam = clnet_adam_create(g, &(clnet_adam_desc){.weight_decay = 5e-4});
+    return clnet_graph_build(g, &(clnet_build_desc){.loss = n->loss, .seed = 5}) == CLNET_OK;
+}
+
+static void set_inputs(network *n) {
+    static const int32_t labels[N] = {2, -1, 0};
+    float image[N * 3 * H * W], mask[N * H * W];
+    for (size_t i = 0; i < sizeof image / sizeof *image; i++) {
+        image[i] = (float)clnet_random_normal(1, 2, i);
+    }
+    for (size_t i = 0; i < sizeof mask / sizeof *mask; i++) {
+        mask[i] = i < H * W ? -1.0f : (float)(clnet_random_uniform(1, 3, i) < 0.4);
+    }
+    clnet_tensor_set(n->image, image, CLNET_ORDER_TORCH);
+    clnet_tensor_set(n->label, labels, CLNET_ORDER_TORCH);
+    clnet_tensor_set(n->mask, mask, CLNET_ORDER_TORCH);
+}
+
+// All numbers of a kind behind each other: the values of the weights, or their gradients.
+static size_t read_weights(const network *n, bool gradients, float *to) {
+    size_t count = 0;
+    for (int i = 0; i < clnet_graph_weights(n->g); i++) {
+        clnet_tensor *w = clnet_graph_weight(n->g, i);
+        if (!gradients || clnet_tensor_trainable(w)) {
+            (gradients ? clnet_tensor_get_grad : clnet_tensor_get)(w, to + count,
+                                                                   CLNET_ORDER_MEMORY);
+            count += clnet_tensor_count(w);
+        }
+    }
+    return count;
+}
+
+enum { MOST = 4096 };
+typedef struct outcome {
+    double loss;
+    float dropped[N * 9], gradients[MOST], weights[MOST];
+    size_t gradient_count, weight_count;
+} outcome;
+
+// Training steps; loss and gradients are those of the first. false: the context says why.
+static bool run_network(clnet_context *ctx, int steps, outcome *o) {
+    network n;
+    *o = (outcome){.loss = NAN};
+    if (open_network(&n, ctx)) {
+        set_inputs(&n);
+        clnet_train_step(n.adam, 1e-3);
+        o->loss = clnet_tensor_item(n.loss);
+        clnet_tensor_get(n.dropped, o->dropped, CLNET_ORDER_MEMORY);
+        o->gradient_count = read_weights(&n, true, o->gradients);
+        for (int i = 1; i < steps; i++) {
+            clnet_train_step(n.adam, 1e-3);
+        }
+        o->weight_count = read_weights(&n, false, o->weights);
+    }
+    clnet_graph_destroy(n.g);
+    return clnet_context_result(ctx) == CLNET_OK;
+}
+
+static double relative_l2(const float *found, const float *expected, size_t count) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < count; i++) {
+        const double d = (double)found[i] - (double)expected[i];
+        error += d * d;
+        size += (double)expected[i] * (double)expected[i];
+    }
+    return sqrt(error / size);
+}
+
+static void check_agreement(const outcome *found, const outcome *cpu, const char *path) {
+    CHECK(fabs(found->loss / cpu->loss - 1) < 1e-6, "%s: loss %.9g, on the CPU %.9g", path,
+          found->loss, cpu->loss);
+    const double gradients = relative_l2(found->gradients, cpu->gradients, cpu->gradient_count);
+    CHECK(gradients < 5e-5, "%s: gradients are off by %.2e", path, gradients);
+    const double weights = relative_l2(found->weights, cpu->weights, cpu->weight_count);
+    CHECK(weights < 2e-3, "%s: weights are off by %.2e", path, weights);
+    int different = 0;
+    for (int i = 0; i < N * 9; i++) {
+        different += (found->dropped[i] == 0) != (cpu->dropped[i] == 0);
+    }
+    CHECK(different == 0, "%s: dropout differs at %d places", path, different);
+}
+
+// Counts the kernels that ran.
+static int kernels_run(const clnet_context *ctx) {
+    clnet_cl_profile_row row;
+    int count = 0;
+    while (clnet_cl_profile(ctx, count, &row)) {
+        count++;
+    }
+    return count;
+}
+
+static void test_step(const outcome *cpu, bool blast) {
+    static outcome first, again;
+    clnet_context *ctx = open_device("opencl", blast);
+    CHECK(run_network(ctx, &first), "%s", clnet_error(ctx));
+    check_agreement(&first, cpu, clnet_cl_matrix_product(ctx));
+    CHECK(run_network(ctx, &again), "%s", clnet_error(ctx));
+    CHECK(!memcmp(&first, &again, sizeof first), "%s: two runs differ",
+          clnet_cl_matrix_product(ctx));
+    // Those of the other kind of matrix product are not used: the four that gather for CLBlast; and
+    // where CLBlast is used its row is one more, since grouped convolutions still need kernels.cl's.
+    const int wanted = CLNET__CL_KERNEL_COUNT - (blast ? -1 : 4);
+    CHECK(kernels_run(ctx) == wanted, "%s: %d of %d kernels ran", clnet_cl_matrix_product(ctx),
+          kernels_run(ctx), wanted);
+    clnet_context_destroy(ctx);
+    clnet_context_destroy(host);
+}
+
+// What is wrong from the start is said, and stays so.
+static void check_refusal(const char *device, const char *path, clnet_result result,
+                          const char *says) {
+    clnet_context *ctx = clnet_cl_context_create(
+        &(clnet_cl_desc){.device = device, .kernels = path, .no_clblast = true});
+    CHECK(clnet_context_result(ctx) == result, "%s, %s: result %d, %s", device, path,
+          clnet_context_result(ctx), clnet_error(ctx));
+    CHECK(strstr(clnet_error(ctx), says), "%s, %s: \"%s\" does not say \"%s\"", device, path,
+          clnet_error(ctx), says);
+    clnet_context_clear(ctx);
+    network n;
+    CHECK(!open_network(&n, ctx), "%s, %s: a graph was built", device, path);
+    clnet_graph_destroy(n.g);
+    clnet_context_destroy(ctx);
+}
+
+// Writes kernels.cl with one text replaced by another.
+static bool spoil_kernels(const char *path, const char *from, const char *to) {
+    FILE *in = fopen(kernels, "rb"), *out = fopen(path, "wb");
+    char *text = calloc(1, 1 << 20);
+    bool done = in && out && text && fread(text, 1, (1 << 20) - 1, in) > 0;
+    char *at = done ? strstr(text, from) : NULL;
+    if (at) {
+        fwrite(text, 1, (size_t)(at - text), out);
+        fputs(to, out);
+        fputs(at + strlen(from), out);
+    }
+    free(text);
+    if (in) {
+        fclose(in);
+    }
+    done = out && fclose(out) == 0;
+    return done && at;
+}
+
+static void test_refusals(void) {
+    char path[] = "/tmp/clnet_kernels_XXXXXX";
+    const int file = mkstemp(path);
+    check_refusal("opencl:77.0", kernels, CLNET_ERROR_ARGUMENT, "opencl:77.0");
+    check_refusal("vulkan", kernels, CLNET_ERROR_ARGUMENT, "vulkan");
+    check_refusal("opencl", "/no/such/kernels.cl", CLNET_ERROR_FILE, "/no/such/kernels.cl");
+    CHECK(file >= 0 &&
+              spoil_kernels(path, "kernel void relu_forward(", "kernel void relu_forward_not("),
+          "%s", path);
+    check_refusal("opencl", path, CLNET_ERROR_DEVICE,
+                  "clCreateKernel(relu_forward): CL_INVALID_KERNEL_NAME (-46)");
+    CHECK(spoil_kernels(path, "    OPEN(x);", "    OPEN(x) this is wrong"), "%s", path);
+    check_refusal("opencl", path, CLNET_ERROR_DEVICE,
+                  "clBuildProgram: CL_BUILD_PROGRAM_FAILURE (-11)");
+    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "options: -cl-std=CL1.2");
+    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "driver: ");
+    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "error: ");
+    remove(path);
+}
+
+// A batch that does not fit is refused with the figures, and nothing is taken.
+static void test_memory(void) {
+    clnet_context *ctx = open_device("opencl", false);
+    clnet_graph *g = clnet_graph_create(ctx);
+    clnet_relu(g, clnet_relu(g, clnet_input(g, "x", 1 << 12, 64, 256, 256)));
+    CHECK(clnet_graph_build(g, NULL) == CLNET_ERROR_MEMORY, "result %d", clnet_context_result(ctx));
+    CHECK(strstr(clnet_error(ctx), "a batch of 4096 needs") &&
+              strstr(clnet_error(ctx), "room for a batch of"),
+          "%s", clnet_error(ctx));
+    CHECK(clnet__cl_of(ctx)->used == 0, "%llu bytes were taken",
+          (unsigned long long)clnet__cl_of(ctx)->used);
+    clnet_graph_destroy(g);
+    clnet_context_clear(ctx);
+    outcome o;
+    CHECK(run_network(ctx, 1, &o), "after a refusal: %s", clnet_error(ctx));
+    clnet_context_destroy(ctx);
+}
+
+// Finite gradients whose squares are not finite in float32 are finite; NaN is not.
+static void test_squares(void) {
+    clnet_context *ctx = open_device("opencl", false);
+    const float values[2][5] = {{1e30f, -2, 3e-30f, 1e20f, 0}, {1, 2, NAN, 4, 5}};
+    clnet_memory memory = {NULL, 0};
+    double sum = 0;
+    CHECK(clnet__cl_alloc(ctx, &memory, sizeof *values), "%s", clnet_error(ctx));
+    clnet__cl_upload(ctx, &memory, 0, values[0], sizeof *values);
+    CHECK(clnet__cl_sum_of_squares(ctx, &memory, 5, &sum) == CLNET_OK &&
+              fabs(sum / 1e60 - 1) < 1e-6,
+          "%g", sum);
+    clnet__cl_upload(ctx, &memory, 0, values[1], sizeof *values);
+    CHECK(clnet__cl_sum_of_squares(ctx, &memory, 5, &sum) == CLNET_OK && isnan(sum), "%g", sum);
+    clnet__cl_free(ctx, &memory);
+    clnet_context_destroy(ctx);
+}
+
+static void test_devices(void) {
+    clnet_cl_device d[8];
+    const int count = clnet_cl_devices(d, 8);
+    CHECK(count >= 1 && clnet_cl_has_opencl(), "%d devices", count);
+    for (int i = 0; i < count && i < 8; i++) {
+        CHECK(!strncmp(d[i].id, "opencl:", 7) && *d[i].name && d[i].memory > 0 &&
+                  d[i].largest_allocation > 0 && d[i].local_memory > 0 && d[i].compute_units > 0 &&
+                  d[i].largest_group > 0,
+              "%s: %s", d[i].id, d[i].name);
+    }
+}
+
+// The counters of tests/cl_shim.c.
+typedef struct shim {
+    void (*fail)(long n);
+    long (*calls)(void), (*alive)(void);
+    const char *(*name)(void);
+} shim;
+
+static bool open_shim(shim *s) {
+    void *library = dlopen("libOpenCL.so.1", RTLD_NOW);
+    return clnet__cl_symbol(library, "cl_shim_fail", &s->fail) &&
+           clnet__cl_symbol(library, "cl_shim_calls", &s->calls) &&
+           clnet__cl_symbol(library, "cl_shim_alive", &s->alive) &&
+           clnet__cl_symbol(library, "cl_shim_name", &s->name);
+}
+
+// Call number n of a context's whole life fails. What only lists and describes may be survived.
+static void fail_call(const shim *s, long n) {
+    static outcome o;
+    s->fail(n);
+    clnet_context *ctx = open_device("opencl", false);
+    const bool done = run_network(ctx, 1, &o);
+    const char *name = s->name();
+    const bool harmless = strstr(name, "Info") || strstr(name, "IDs") || !strcmp(name, "clFinish");
+    CHECK(!done || harmless || s->calls() < n || !strncmp(name, "clRelease", 9),
+          "call %ld, %s: nothing was said", n, name);
+    if (!done && strcmp(name, "clCreateBuffer") && !harmless) {
+        CHECK(clnet_context_result(ctx) == CLNET_ERROR_DEVICE && strstr(clnet_error(ctx), name),
+              "call %ld, %s: %s", n, name, clnet_error(ctx));
+        clnet_context_clear(ctx);
+        CHECK(!run_network(ctx, 1, &o), "call %ld, %s: the context lives on", n, name);
+    }
+    s->fail(-1);
+    clnet_context_destroy(ctx);
+    CHECK(s->alive() == 0, "call %ld, %s: %ld objects are left", n, name, s->alive());
+}
+
+static void test_failures(long step) {
+    shim s;
+    static outcome o;
+    if (!open_shim(&s)) {
+        SKIP("libOpenCL.so.1 is not tests/cl_shim.c");
+        return;
+    }
+    s.fail(-1);
+    clnet_context *ctx = open_device("opencl", false);
+    CHECK(run_network(ctx, 1, &o), "%s", clnet_error(ctx));
+    clnet_context_destroy(ctx);
+    const long calls = s.calls();
+    for (long n = 1; n <= calls; n += step) {
+        fail_call(&s, n);
+    }
+    printf("%ld calls, every %ld of them failed in turn\n", calls, step);
+}
+
+int main(int argc, char **argv) {
+    const char *mode = "";
+    long every = 1;
+    bool blast = clnet_cl_has_clblast();
+    for (int i = 1; i < argc; i++) {
+        const bool more = i + 1 < argc;
+        if (!strcmp(argv[i], "--kernels") && more) {
+            kernels = argv[++i];
+        } else if (!strcmp(argv[i], "--failures") && more) {
+            mode = argv[i];
+            every = atol(argv[++i]) > 0 ? atol(argv[i]) : 1;
+        } else if (!strcmp(argv[i], "--no-clblast")) {
+            blast = false;
+        } else {
+            mode = argv[i];
+        }
+    }
+    if (clnet_cl_devices(NULL, 0) == 0) {
+        SKIP("no OpenCL device");
+        return test_close();
+    }
+    if (!strcmp(mode, "--failures")) {
+        test_failures(every);
+        return test_close();
+    }
+    const int steps = strcmp(mode, "--step") ? STEPS : 1;
+    test_step(steps, false);
+    if (blast) {
+        test_step(steps, true);
+    } else {
+        SKIP("CLBlast");
+    }
+    if (strcmp(mode, "--step") != 0) {
+        test_devices();
+        test_refusals();
+        test_memory();
+        test_squares();
+    }
+    return test_close();
+}
