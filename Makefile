@@ -92,7 +92,7 @@ $(B)/test_networks_double: tests/test_networks.c tests/test.h $(B)/clnet_double.
 $(B)/test_header_static: tests/test_header_a.c tests/test_header_b.c clnet.h $(B)/flags
 	$(CC) $(CFLAGS) tests/test_header_a.c tests/test_header_b.c -o $@ $(LIBS)
 
-$(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o
+$(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o $(B)/kernels.o
 	$(CXX) -std=c++11 -Wall -Wextra -Wshadow $(if $(SAN),$(SANITIZERS)) $(OPENMP) -I. -Itests -c $< -o $@.o
 	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o $(B)/kernels.o -o $@ $(LIBS)
 
