@@ -5,9 +5,9 @@
 //
 // Expected output, after about two seconds:
 //
-//     step   0: loss 0.6.., then falling
-//     ...
-//     recognised: more than 90 of 96 new pictures
+//     step   0: loss 0.5092
+//     ... falling to about 0.27
+//     recognised: 88 of 96 new pictures
 
 #define CLNET_IMPLEMENTATION
 #include "clnet.h"

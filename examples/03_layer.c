@@ -3,10 +3,12 @@
 //     cc -O3 -I. examples/03_layer.c -o 03_layer -lm && ./03_layer
 //
 // A 3 x 3 Sobel kernel finds the vertical edge of a small picture; backward then tells how each
-// input pixel would change the sum of the result. Expected output, at once:
+// input pixel would change the sum of the result. Expected output, at once, begins with
 //
-//     y, the edge:        dx, who has a say:
-//        0  4  4  0          -3 -3  0  0  3  3  (and so on)
+//     y, the edge:
+//        0   4   4   0      (three rows of these)
+//     dx, how the sum of y depends on each pixel:
+//       -1  -1   0   0   1   1
 
 #define CLNET_IMPLEMENTATION
 #include "clnet.h"
