@@ -63,6 +63,7 @@
 // CLNET_REAL            float (default), or double: plain loops only, for gradient checks
 // CLNET_MALLOC(n), CLNET_FREE(p)  memory, where a context's desc has no allocator of its own
 // CLNET_NO_STDIO        no file functions by default: a context's desc then has to bring them
+// CLNET_CLOCK()         seconds as a double, for profiles; default: OpenMP's clock, or clock()
 
 #if defined(__FAST_MATH__)
 #error "clnet.h: -ffast-math removes the checks for NaN and changes sums; compile without it"
@@ -154,6 +155,7 @@ typedef struct clnet_context_desc {
     int threads;               // 0 = as many as OpenMP offers; without OpenMP always 1
     clnet_isa isa;             // 0 = the best that the machine has
     bool reference;            // plain loops for every operation
+    bool profile;              // measure what runs; see clnet_profile
     clnet_allocator allocator; // {0} = CLNET_MALLOC and CLNET_FREE
     const clnet_files *files;  // NULL = the C library's; the table is copied
 } clnet_context_desc;
@@ -182,6 +184,25 @@ CLNET_API int clnet_context_threads(const clnet_context *ctx);
 // has one.
 CLNET_API const char *clnet_isa_name(clnet_isa isa);
 CLNET_API bool clnet_isa_supported(clnet_isa isa);
+
+// Where the time of a context goes, if its desc asked for a profile. On the CPU a row is one pass of
+// an operation; on a device it is a kernel, which is waited for, so that a profiled run is slower.
+// Moving memory has rows of its own: "fill", "upload" (to the device), "download".
+typedef struct clnet_profile_row {
+    const char *name; // the operation or the kernel
+    const char *pass; // "forward", "backward", "update"; "" for a kernel and for memory
+    uint64_t calls;
+    double total, longest; // seconds, of all calls and of the slowest
+    double macs;  // multiply-adds of the direct algorithm: convolutions and matrix products
+    double bytes; // of the tensors that were read and written; 0 for most kernels
+} clnet_profile_row;
+
+// The rows that have calls, by index; false beyond the last one, and without a profile.
+CLNET_API bool clnet_profile(const clnet_context *ctx, int index, clnet_profile_row *row);
+
+// Begins anew, after a warm-up for example.
+CLNET_API void clnet_profile_clear(clnet_context *ctx);
+
 // >>tensors
 //
 // A tensor is a named place of values in a graph, with a gradient where one is needed. Its memory
@@ -1082,6 +1103,8 @@ struct clnet_backend {
     const char *isa;
     int threads;
     void *state;
+    clnet_profile_row *rows; // of the profile, each named; NULL: none is wanted
+    int row_count;
     // Memory. Copies return when they are done; `fill` writes zeros.
     bool (*alloc)(clnet_context *ctx, clnet_memory *memory, size_t bytes);
     void (*free)(clnet_context *ctx, clnet_memory *memory);
@@ -1127,6 +1150,16 @@ struct clnet_backend {
 #define CLNET_FREE(memory)  free(memory)
 #endif
 
+// clock() is the time of all threads together, but without OpenMP there is one.
+#ifndef CLNET_CLOCK
+#ifdef _OPENMP
+#define CLNET_CLOCK() omp_get_wtime()
+#else
+#include <time.h>
+#define CLNET_CLOCK() ((double)clock() / CLOCKS_PER_SEC)
+#endif
+#endif
+
 // The fast path is written for float. To tell, the preprocessor compares the name of the type.
 #define CLNET__REAL_IS_float 1
 #define CLNET__JOIN(a, b)    a##b
@@ -1153,6 +1186,16 @@ typedef struct clnet__cpu {
     bool reference;
 } clnet__cpu;
 
+// Rows of the CPU's profile: each operation forward and backward, then these.
+enum {
+    CLNET__ROW_ADAM = 2 * CLNET_OP_COUNT,
+    CLNET__ROW_SUM_OF_SQUARES,
+    CLNET__ROW_FILL,
+    CLNET__ROW_UPLOAD,
+    CLNET__ROW_DOWNLOAD,
+    CLNET__ROWS
+};
+
 struct clnet_context {
     clnet_result result;
     char error[4096];
@@ -1160,6 +1203,7 @@ struct clnet_context {
     clnet_files files;
     clnet_backend backend;
     clnet__cpu cpu;
+    clnet_profile_row rows[CLNET__ROWS];
 };
 
 static clnet_files clnet__default_files(void); // >>files
@@ -1264,6 +1308,33 @@ void clnet_context_clear(clnet_context *ctx) {
 const char *clnet_context_device(const clnet_context *ctx) { return ctx->backend.device; }
 const char *clnet_context_isa(const clnet_context *ctx) { return ctx->backend.isa; }
 int clnet_context_threads(const clnet_context *ctx) { return ctx->backend.threads; }
+
+// One more call in a row of the profile.
+static void clnet__profile_add(clnet_profile_row *row, double seconds, double macs, double bytes) {
+    row->calls++;
+    row->total += seconds;
+    row->longest = row->longest < seconds ? seconds : row->longest;
+    row->macs += macs;
+    row->bytes += bytes;
+}
+
+bool clnet_profile(const clnet_context *ctx, int index, clnet_profile_row *row) {
+    const clnet_profile_row *rows = ctx ? ctx->backend.rows : NULL;
+    for (int i = 0; rows && i < ctx->backend.row_count; i++) {
+        if (rows[i].calls && index-- == 0) {
+            *row = rows[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+void clnet_profile_clear(clnet_context *ctx) {
+    for (int i = 0; ctx && ctx->backend.rows && i < ctx->backend.row_count; i++) {
+        clnet_profile_row *row = &ctx->backend.rows[i];
+        *row = (clnet_profile_row){.name = row->name, .pass = row->pass};
+    }
+}
 
 const char *clnet_isa_name(clnet_isa isa) {
     static const char *const names[] = {"auto", "portable", "avx2", "avx512"};
@@ -5299,14 +5370,75 @@ static clnet_result clnet__cpu_run(clnet_graph *g, clnet_node *node, clnet__pass
     return CLNET_OK;
 }
 
-static clnet_result clnet__cpu_forward(clnet_graph *g, clnet_node *node) {
+// Bytes of the tensors that a pass of a node reads and writes, a sum that is added to as both.
+static double clnet__traffic(const clnet_node *node, bool backward) {
+    const clnet_tensor *out = node->out;
+    double bytes = (double)clnet__tensor_bytes(out); // written, or its gradient read
+    if (backward && clnet__reads(node->op) & CLNET_READS_OUT) {
+        bytes += (double)clnet__tensor_bytes(out);
+    }
+    for (int i = 0; i < node->inputs; i++) {
+        const clnet_tensor *x = node->in[i];
+        const bool values = !backward || clnet__reads(node->op) & CLNET_READS(i);
+        const int times = x ? values + 2 * (backward && x->grad_memory) : 0;
+        bytes += times ? times * (double)clnet__tensor_bytes(x) : 0;
+    }
+    for (int i = 0; i < 2; i++) {
+        bytes += node->saved[i] ? (double)clnet__tensor_bytes(node->saved[i]) : 0;
+    }
+    return bytes;
+}
+
+// The gradients by the data and by the weights are as much work each as the forward pass.
+static double clnet__pass_macs(const clnet_graph *g, const clnet_node *node, bool backward) {
+    const double macs = clnet_graph_node_macs(g, node->index);
+    const bool data = node->in[0]->grad_memory, weight = macs > 0 && node->in[1]->grad_memory;
+    return backward ? macs * (data + weight) : macs;
+}
+
+// One pass of a node, measured where a profile is wanted.
+static clnet_result clnet__cpu_pass(clnet_graph *g, clnet_node *node, bool backward) {
     const clnet__cpu_op *op = &clnet__cpu_ops[node->op];
-    return clnet__cpu_run(g, node, op->forward, op->cut);
+    clnet_profile_row *rows = g->ctx->backend.rows;
+    const double start = rows ? CLNET_CLOCK() : 0;
+    clnet__cpu_run(g, node, backward ? op->backward : op->forward, op->cut);
+    if (rows) {
+        clnet__profile_add(&rows[2 * (int)node->op + backward], CLNET_CLOCK() - start,
+                           clnet__pass_macs(g, node, backward), clnet__traffic(node, backward));
+    }
+    return CLNET_OK;
+}
+
+static clnet_result clnet__cpu_forward(clnet_graph *g, clnet_node *node) {
+    return clnet__cpu_pass(g, node, false);
 }
 
 static clnet_result clnet__cpu_backward(clnet_graph *g, clnet_node *node) {
-    const clnet__cpu_op *op = &clnet__cpu_ops[node->op];
-    return clnet__cpu_run(g, node, op->backward, op->cut);
+    return clnet__cpu_pass(g, node, true);
+}
+
+// What is no pass of a node, measured from `start`, which is what CLNET_CLOCK() gave.
+static void clnet__cpu_measure(clnet_context *ctx, int row, double start, double bytes) {
+    if (ctx->backend.rows) {
+        clnet__profile_add(&ctx->backend.rows[row], CLNET_CLOCK() - start, 0, bytes);
+    }
+}
+
+static double clnet__cpu_clock(const clnet_context *ctx) {
+    return ctx->backend.rows ? CLNET_CLOCK() : 0;
+}
+
+static void clnet__cpu_name_rows(clnet_profile_row *rows) {
+    for (int i = 0; i < 2 * CLNET_OP_COUNT; i++) {
+        rows[i].name = clnet__op_name((clnet_op)(i / 2));
+        rows[i].pass = i % 2 ? "backward" : "forward";
+    }
+    rows[CLNET__ROW_ADAM] = (clnet_profile_row){.name = "adam", .pass = "update"};
+    rows[CLNET__ROW_SUM_OF_SQUARES] =
+        (clnet_profile_row){.name = "sum_of_squares", .pass = "update"};
+    rows[CLNET__ROW_FILL] = (clnet_profile_row){.name = "fill", .pass = ""};
+    rows[CLNET__ROW_UPLOAD] = (clnet_profile_row){.name = "upload", .pass = ""};
+    rows[CLNET__ROW_DOWNLOAD] = (clnet_profile_row){.name = "download", .pass = ""};
 }
 
 // Memory aligned to 64 bytes, with room in front for the pointer to be freed.
@@ -5335,13 +5467,17 @@ static void clnet__cpu_free(clnet_context *ctx, clnet_memory *memory) {
 
 static clnet_result clnet__cpu_upload(clnet_context *ctx, clnet_memory *to, size_t offset,
                                       const void *from, size_t bytes) {
+    const double start = clnet__cpu_clock(ctx);
     memcpy((char *)to->handle + offset, from, bytes);
+    clnet__cpu_measure(ctx, CLNET__ROW_UPLOAD, start, 2.0 * (double)bytes);
     return ctx->result;
 }
 
 static clnet_result clnet__cpu_download(clnet_context *ctx, void *to, clnet_memory *from,
                                         size_t offset, size_t bytes) {
+    const double start = clnet__cpu_clock(ctx);
     memcpy(to, (char *)from->handle + offset, bytes);
+    clnet__cpu_measure(ctx, CLNET__ROW_DOWNLOAD, start, 2.0 * (double)bytes);
     return ctx->result;
 }
 
@@ -5360,9 +5496,11 @@ static void clnet__fill_task(void *arg, size_t index, int worker) {
 
 static clnet_result clnet__cpu_fill(clnet_context *ctx, clnet_memory *memory, size_t offset,
                                     size_t bytes) {
+    const double start = clnet__cpu_clock(ctx);
     clnet__fill_job job = {(char *)memory->handle + offset, bytes};
     clnet__parallel(&ctx->cpu, (bytes + CLNET__FILL_BYTES - 1) / CLNET__FILL_BYTES,
                     clnet__fill_task, &job);
+    clnet__cpu_measure(ctx, CLNET__ROW_FILL, start, (double)bytes);
     return CLNET_OK;
 }
 
@@ -5420,10 +5558,14 @@ static void clnet__adam_task(void *arg, size_t index, int worker) {
 }
 
 static clnet_result clnet__cpu_adam(clnet_adam *adam, double lr) {
+    clnet_context *ctx = adam->graph->ctx;
+    const double start = clnet__cpu_clock(ctx);
     const size_t count = adam->graph->plan.parameters / sizeof(clnet_real);
     clnet__adam_job job = {adam, lr, count};
-    clnet__parallel(&adam->graph->ctx->cpu, (count + CLNET__ADAM_BLOCK - 1) / CLNET__ADAM_BLOCK,
+    clnet__parallel(&ctx->cpu, (count + CLNET__ADAM_BLOCK - 1) / CLNET__ADAM_BLOCK,
                     clnet__adam_task, &job);
+    // Four numbers are read and three written for each parameter.
+    clnet__cpu_measure(ctx, CLNET__ROW_ADAM, start, 7.0 * (double)adam->graph->plan.parameters);
     return CLNET_OK;
 }
 
@@ -5448,12 +5590,14 @@ static void clnet__sum_task(void *arg, size_t index, int worker) {
 
 static clnet_result clnet__cpu_sum_of_squares(clnet_context *ctx, clnet_memory *memory, size_t n,
                                               double *sum) {
+    const double start = clnet__cpu_clock(ctx);
     clnet__sum_job job = {.x = memory->handle, .count = n};
     clnet__parallel(&ctx->cpu, CLNET__SUM_PARTS, clnet__sum_task, &job);
     *sum = 0;
     for (int i = 0; i < CLNET__SUM_PARTS; i++) {
         *sum += job.part[i];
     }
+    clnet__cpu_measure(ctx, CLNET__ROW_SUM_OF_SQUARES, start, (double)(n * sizeof(clnet_real)));
     return CLNET_OK;
 }
 
@@ -5508,6 +5652,9 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
     ctx->backend = clnet__cpu_backend;
     ctx->backend.isa = d->reference ? "reference" : clnet_isa_name(ctx->cpu.isa);
     ctx->backend.threads = ctx->cpu.threads;
+    clnet__cpu_name_rows(ctx->rows);
+    ctx->backend.rows = d->profile ? ctx->rows : NULL;
+    ctx->backend.row_count = CLNET__ROWS;
     return ctx;
 }
 

@@ -30,9 +30,10 @@
 // Contents (search for the mark)
 //
 //     >>devices       what there is
-//     >>context       a context on a device, what it uses, its profile
-//     implementation: >>library, >>devices, >>tuning, >>errors, >>program, >>memory, >>launch, then
-//     one mark per operation as in clnet.h (>>blast: convolution by CLBlast), >>backend, >>context
+//     >>context       a context on a device, what it uses
+//     implementation: >>library, >>devices, >>tuning, >>errors, >>program, >>profile, >>memory,
+//     >>launch, then one mark per operation as in clnet.h (>>blast: convolution by CLBlast), >>backend,
+//     >>context
 #ifndef CLNET_CL_H
 #define CLNET_CL_H
 
@@ -79,8 +80,7 @@ typedef struct clnet_cl_desc {
     const char *kernels; // path of kernels.cl; NULL: see the top of this file
     bool no_clblast;     // matrix products by kernels.cl alone
     bool always_clblast; // by CLBlast even where kernels.cl is the usual choice (CPUs)
-    bool profile;        // measure every kernel (each is then waited for)
-    clnet_context_desc base; // memory and files; threads, vector code for "cpu"
+    clnet_context_desc base; // memory and files, profile; threads, vector code for "cpu"
 } clnet_cl_desc;
 
 // A context on a device, used and destroyed like any other. NULL only when there is no memory; a
@@ -93,15 +93,6 @@ CLNET_API const clnet_cl_device *clnet_cl_context_device(const clnet_context *ct
 
 // What makes the matrix products of a context, and why: one sentence. "" for one on the CPU.
 CLNET_API const char *clnet_cl_matrix_product(const clnet_context *ctx);
-
-// The profile of a context: one row per kernel that ran, false beyond the last one. Times are the
-// device's own, in seconds.
-typedef struct clnet_cl_profile_row {
-    const char *kernel;
-    uint64_t calls;
-    double total, longest;
-} clnet_cl_profile_row;
-CLNET_API bool clnet_cl_profile(const clnet_context *ctx, int index, clnet_cl_profile_row *row);
 
 #ifdef __cplusplus
 }
@@ -121,10 +112,6 @@ CLNET_API bool clnet_cl_profile(const clnet_context *ctx, int index, clnet_cl_pr
 // OpenCL's functions, as a table that is filled from the library. Types and constants are declared
 // here, so that no header is needed: handles are pointers, sizes and enumerations those of the
 // standard's headers.
-
-typedef struct clnet__cl_event_times {
-    uint64_t start, end; // nanoseconds
-} clnet__cl_event_times;
 
 #define CLNET__CL_FUNCTIONS(X)                                                                     \
     X(int32_t, clGetPlatformIDs, (uint32_t, void **, uint32_t *))                                  \
@@ -520,6 +507,15 @@ static const char *clnet__cl_kernel_name(clnet__cl_kernel kernel) {
     return names[kernel];
 }
 
+// Rows of the profile: the kernels, then these.
+enum {
+    CLNET__CL_ROW_BLAST = CLNET__CL_KERNEL_COUNT,
+    CLNET__CL_ROW_FILL,
+    CLNET__CL_ROW_UPLOAD,
+    CLNET__CL_ROW_DOWNLOAD,
+    CLNET__CL_ROWS
+};
+
 // The state of a context on a device.
 typedef struct clnet__cl {
     clnet__cl_api api;
@@ -528,12 +524,11 @@ typedef struct clnet__cl {
     void *kernels[CLNET__CL_KERNEL_COUNT];
     clnet_cl_device info;
     clnet__cl_tuning tuning;
-    bool profile;
     bool blasts; // CLBlast makes the matrix products
     bool dead;   // after an error of the device; `failure` tells which
     uint64_t used; // bytes of the device's memory
     char name[192], product[256], failure[512];
-    clnet_cl_profile_row rows[CLNET__CL_KERNEL_COUNT + 1]; // the last is CLBlast's
+    clnet_profile_row rows[CLNET__CL_ROWS];
 } clnet__cl;
 
 static clnet__cl *clnet__cl_of(const clnet_context *ctx) { return ctx->backend.state; }
@@ -681,7 +676,6 @@ static bool clnet__cl_build(clnet_context *ctx, const char *source) {
     }
     for (int i = 0; i < CLNET__CL_KERNEL_COUNT && ctx->result == CLNET_OK; i++) {
         const char *name = clnet__cl_kernel_name((clnet__cl_kernel)i);
-        cl->rows[i].kernel = name;
         cl->kernels[i] = cl->api.clCreateKernel(cl->program, name, &code);
         clnet__cl_check(ctx, "clCreateKernel", name, code);
     }
@@ -699,6 +693,48 @@ static bool clnet__cl_load_kernels(clnet_context *ctx, const char *path) {
     const bool built = source && clnet__cl_build(ctx, source);
     clnet__free(ctx, source);
     return built;
+}
+
+// >>profile
+// A command that is measured leaves an event, which is waited for: `event` is where it goes, NULL
+// without a profile.
+
+static void **clnet__cl_event(const clnet_context *ctx, void **event) {
+    return ctx->backend.rows ? event : NULL;
+}
+
+// Waits for a command and adds its time to a row of the profile; without an event, does nothing.
+static clnet_result clnet__cl_measure(clnet_context *ctx, int row, void *event, double macs,
+                                      double bytes) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    const char *name = cl->rows[row].name;
+    uint64_t start = 0, end = 0;
+    if (!event) {
+        return ctx->result;
+    }
+    clnet__cl_check(ctx, "clWaitForEvents", name, cl->api.clWaitForEvents(1, &event));
+    clnet__cl_check(ctx, "clGetEventProfilingInfo", name,
+                    cl->api.clGetEventProfilingInfo(event, CLNET__CL_PROFILE_START, sizeof start,
+                                                    &start, NULL));
+    clnet__cl_check(ctx, "clGetEventProfilingInfo", name,
+                    cl->api.clGetEventProfilingInfo(event, CLNET__CL_PROFILE_END, sizeof end, &end,
+                                                    NULL));
+    clnet__cl_check(ctx, "clReleaseEvent", name, cl->api.clReleaseEvent(event));
+    clnet__profile_add(&cl->rows[row], (double)(end - start) * 1e-9, macs, bytes);
+    return ctx->result;
+}
+
+static void clnet__cl_name_rows(clnet__cl *cl) {
+    for (int i = 0; i < CLNET__CL_KERNEL_COUNT; i++) {
+        cl->rows[i].name = clnet__cl_kernel_name((clnet__cl_kernel)i);
+    }
+    cl->rows[CLNET__CL_ROW_BLAST].name = "CLBlast";
+    cl->rows[CLNET__CL_ROW_FILL].name = "fill";
+    cl->rows[CLNET__CL_ROW_UPLOAD].name = "upload";
+    cl->rows[CLNET__CL_ROW_DOWNLOAD].name = "download";
+    for (int i = 0; i < CLNET__CL_ROWS; i++) {
+        cl->rows[i].pass = "";
+    }
 }
 
 // >>memory
@@ -791,9 +827,11 @@ static clnet_result clnet__cl_upload(clnet_context *ctx, clnet_memory *to, size_
     if (!clnet__cl_alive(ctx)) {
         return ctx->result;
     }
-    return clnet__cl_check(ctx, "clEnqueueWriteBuffer", "",
-                           cl->api.clEnqueueWriteBuffer(cl->queue, to->handle, 1, offset, bytes,
-                                                        from, 0, NULL, NULL));
+    void *event = NULL;
+    clnet__cl_check(ctx, "clEnqueueWriteBuffer", "",
+                    cl->api.clEnqueueWriteBuffer(cl->queue, to->handle, 1, offset, bytes, from, 0,
+                                                 NULL, clnet__cl_event(ctx, &event)));
+    return clnet__cl_measure(ctx, CLNET__CL_ROW_UPLOAD, event, 0, (double)bytes);
 }
 
 static clnet_result clnet__cl_download(clnet_context *ctx, void *to, clnet_memory *from,
@@ -802,9 +840,11 @@ static clnet_result clnet__cl_download(clnet_context *ctx, void *to, clnet_memor
     if (!clnet__cl_alive(ctx)) {
         return ctx->result;
     }
-    return clnet__cl_check(ctx, "clEnqueueReadBuffer", "",
-                           cl->api.clEnqueueReadBuffer(cl->queue, from->handle, 1, offset, bytes,
-                                                       to, 0, NULL, NULL));
+    void *event = NULL;
+    clnet__cl_check(ctx, "clEnqueueReadBuffer", "",
+                    cl->api.clEnqueueReadBuffer(cl->queue, from->handle, 1, offset, bytes, to, 0,
+                                                NULL, clnet__cl_event(ctx, &event)));
+    return clnet__cl_measure(ctx, CLNET__CL_ROW_DOWNLOAD, event, 0, (double)bytes);
 }
 
 static clnet_result clnet__cl_fill(clnet_context *ctx, clnet_memory *memory, size_t offset,
@@ -814,9 +854,12 @@ static clnet_result clnet__cl_fill(clnet_context *ctx, clnet_memory *memory, siz
     if (!clnet__cl_alive(ctx)) {
         return ctx->result;
     }
-    return clnet__cl_check(ctx, "clEnqueueFillBuffer", "",
-                           cl->api.clEnqueueFillBuffer(cl->queue, memory->handle, &zero,
-                                                       sizeof zero, offset, bytes, 0, NULL, NULL));
+    void *event = NULL;
+    clnet__cl_check(ctx, "clEnqueueFillBuffer", "",
+                    cl->api.clEnqueueFillBuffer(cl->queue, memory->handle, &zero, sizeof zero,
+                                                offset, bytes, 0, NULL,
+                                                clnet__cl_event(ctx, &event)));
+    return clnet__cl_measure(ctx, CLNET__CL_ROW_FILL, event, 0, (double)bytes);
 }
 
 // >>launch
@@ -897,26 +940,6 @@ static int32_t clnet__cl_set_arg(const clnet__cl *cl, void *kernel, uint32_t *in
     return code;
 }
 
-// Waits for a kernel and adds its time to a row of the profile.
-static clnet_result clnet__cl_measure(clnet_context *ctx, clnet_cl_profile_row *row, void *event) {
-    clnet__cl *cl = clnet__cl_of(ctx);
-    const char *name = row->kernel;
-    uint64_t start = 0, end = 0;
-    clnet__cl_check(ctx, "clWaitForEvents", name, cl->api.clWaitForEvents(1, &event));
-    clnet__cl_check(ctx, "clGetEventProfilingInfo", name,
-                    cl->api.clGetEventProfilingInfo(event, CLNET__CL_PROFILE_START, sizeof start,
-                                                    &start, NULL));
-    clnet__cl_check(ctx, "clGetEventProfilingInfo", name,
-                    cl->api.clGetEventProfilingInfo(event, CLNET__CL_PROFILE_END, sizeof end, &end,
-                                                    NULL));
-    clnet__cl_check(ctx, "clReleaseEvent", name, cl->api.clReleaseEvent(event));
-    const double seconds = (double)(end - start) * 1e-9;
-    row->calls++;
-    row->total += seconds;
-    row->longest = row->longest < seconds ? seconds : row->longest;
-    return ctx->result;
-}
-
 // The one function that sets arguments and launches.
 static clnet_result clnet__cl_run(clnet_context *ctx, clnet__cl_kernel kernel, clnet__cl_grid grid,
                                   const clnet__cl_arg *args, size_t count) {
@@ -932,10 +955,10 @@ static clnet_result clnet__cl_run(clnet_context *ctx, clnet__cl_kernel kernel, c
         clnet__cl_check(ctx, "clEnqueueNDRangeKernel", name,
                         cl->api.clEnqueueNDRangeKernel(
                             cl->queue, cl->kernels[kernel], 3, NULL, grid.global, grid.local, 0,
-                            NULL, cl->profile ? &event : NULL)) != CLNET_OK) {
+                            NULL, clnet__cl_event(ctx, &event))) != CLNET_OK) {
         return ctx->result;
     }
-    return cl->profile ? clnet__cl_measure(ctx, &cl->rows[kernel], event) : CLNET_OK;
+    return clnet__cl_measure(ctx, (int)kernel, event, 0, 0);
 }
 
 // CLNET__CL_RUN(ctx, kernel's name, grid, arguments..)
@@ -988,14 +1011,15 @@ static clnet__cl_grid clnet__cl_tiles(const clnet__cl *cl, size_t rows, size_t c
         {(columns + n - 1) / n * x, (rows + m - 1) / m * y, depth}, {x, y, 1}};
 }
 
-// Runs a grid of tiles that stands for `macs` multiply-adds, in several launches where one would take
-// too long for a display's watchdog. The kernel's last argument is the number of the first row.
+// Runs a grid of tiles that takes the time of `work` multiply-adds, in several launches where one
+// would take too long for a display's watchdog. The kernel's last argument is the number of the first
+// row.
 static clnet_result clnet__cl_run_tiles(clnet_context *ctx, clnet__cl_kernel kernel,
-                                        clnet__cl_grid grid, double macs, clnet__cl_arg *args,
+                                        clnet__cl_grid grid, double work, clnet__cl_arg *args,
                                         size_t count) {
     const clnet__cl *cl = clnet__cl_of(ctx);
     const size_t rows = grid.global[1] / grid.local[1];
-    const double share = cl->tuning.work / macs * (double)rows;
+    const double share = cl->tuning.work / work * (double)rows;
     const size_t step = share < 1 ? 1 : share < (double)rows ? (size_t)share : rows;
     for (size_t first = 0; first < rows && ctx->result == CLNET_OK; first += step) {
         const size_t part = rows - first < step ? rows - first : step;
@@ -1148,15 +1172,21 @@ static clnet_result clnet__cl_gemm(clnet_context *ctx, size_t m, size_t n, size_
     if (!clnet__cl_alive(ctx)) {
         return ctx->result;
     }
+    const double start = clnet__cpu_clock(ctx);
     const int32_t code = cl->blast.sgemm(
         ROW_MAJOR, a.transposed ? TRANSPOSED : PLAIN, b.transposed ? TRANSPOSED : PLAIN, m, n, k,
         1.0f, a.place.slab, (size_t)a.place.at, a.stride, b.place.slab, (size_t)b.place.at,
         b.stride, beta, c.place.slab, (size_t)c.place.at, c.stride, &cl->queue,
-        cl->profile ? &event : NULL);
+        clnet__cl_event(ctx, &event));
     if (clnet__cl_check(ctx, "CLBlastSgemm", "", code) != CLNET_OK || !event) {
         return ctx->result;
     }
-    return clnet__cl_measure(ctx, &cl->rows[CLNET__CL_KERNEL_COUNT], event);
+    // Several kernels make one product, and the event is the last one's: the host's clock tells.
+    clnet__cl_check(ctx, "clWaitForEvents", "CLBlast", cl->api.clWaitForEvents(1, &event));
+    clnet__cl_check(ctx, "clReleaseEvent", "CLBlast", cl->api.clReleaseEvent(event));
+    clnet__profile_add(&cl->rows[CLNET__CL_ROW_BLAST], CLNET_CLOCK() - start,
+                       (double)m * (double)n * (double)k, 0);
+    return ctx->result;
 }
 
 // The matrix of `rows` rows of x under the taps, from output pixel `first` on.
@@ -1333,7 +1363,6 @@ static bool clnet__cl_blast_is_right(clnet_context *ctx) {
 static void clnet__cl_choose_product(clnet_context *ctx, const clnet_cl_desc *d) {
     clnet__cl *cl = clnet__cl_of(ctx);
     const char *why = "";
-    cl->rows[CLNET__CL_KERNEL_COUNT].kernel = "CLBlast";
     if (d->no_clblast) {
         why = ", as asked for";
     } else if (!clnet__cl_load_blast(&cl->blast)) {
@@ -1364,6 +1393,7 @@ static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
     clnet__cl_arg args[] = {AT(clnet__cl_value(node->out)), AT(clnet__cl_value(node->in[0])),
                             AT(clnet__cl_value(node->in[1])), AT(clnet__cl_value(node->in[2])),
                             STRUCT(s), INT(0)};
+    clnet__cl_of(g->ctx)->rows[CLNET__CL_conv2d_forward].macs += clnet__cl_macs(&s);
     return clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_forward, grid, clnet__cl_macs(&s), args,
                                sizeof args / sizeof *args);
 }
@@ -1376,8 +1406,9 @@ static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
     clnet__cl_arg args[] = {AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)),
                             AT(clnet__cl_value(node->in[1])), STRUCT(*s), INT(0)};
     // Every input pixel goes through all taps, whatever the stride.
-    const double macs = clnet__cl_macs(s) * s->stride_h * s->stride_w;
-    clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_data, grid, macs, args,
+    const double work = clnet__cl_macs(s) * s->stride_h * s->stride_w;
+    clnet__cl_of(g->ctx)->rows[CLNET__CL_conv2d_backward_data].macs += clnet__cl_macs(s);
+    clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_data, grid, work, args,
                         sizeof args / sizeof *args);
 }
 
@@ -1392,6 +1423,7 @@ static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
     clnet__cl_arg args[] = {AT(partial),     AT(clnet__cl_grad(node->out)),
                             AT(clnet__cl_value(node->in[0])), STRUCT(*s),
                             INT(cut.length), INT(CLNET__CL_WEIGHT_BLOCK), INT(0)};
+    cl->rows[CLNET__CL_conv2d_backward_weight].macs += clnet__cl_macs(s);
     clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_weight, grid, clnet__cl_macs(s), args,
                         sizeof args / sizeof *args);
     CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1),
@@ -2119,14 +2151,14 @@ static void clnet__cl_open_device(clnet_context *ctx, const clnet__cl_found *fou
     cl->device = found->device;
     cl->info = found->info;
     cl->tuning = clnet__cl_tune(&cl->info);
-    cl->profile = d->profile;
     snprintf(cl->name, sizeof cl->name, "%s (%s)", cl->info.id, cl->info.name);
     cl->context = cl->api.clCreateContext(properties, 1, &cl->device, NULL, NULL, &code);
     if (clnet__cl_check(ctx, "clCreateContext", "", code) != CLNET_OK) {
         return;
     }
     cl->queue = cl->api.clCreateCommandQueue(cl->context, cl->device,
-                                             d->profile ? CLNET__CL_QUEUE_PROFILING : 0, &code);
+                                             d->base.profile ? CLNET__CL_QUEUE_PROFILING : 0,
+                                             &code);
     if (clnet__cl_check(ctx, "clCreateCommandQueue", "", code) == CLNET_OK &&
         clnet__cl_load_kernels(ctx, d->kernels)) {
         clnet__cl_choose_product(ctx, d);
@@ -2166,6 +2198,9 @@ clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     ctx->backend.device = choice.found ? cl->name : "no device";
     ctx->backend.isa = "OpenCL C";
     ctx->backend.threads = threads;
+    ctx->backend.rows = d->base.profile ? cl->rows : NULL;
+    ctx->backend.row_count = CLNET__CL_ROWS;
+    clnet__cl_name_rows(cl);
     if (choice.found) {
         clnet__cl_open_device(ctx, &choice.best, d);
     } else {
@@ -2184,20 +2219,6 @@ const clnet_cl_device *clnet_cl_context_device(const clnet_context *ctx) {
 
 const char *clnet_cl_matrix_product(const clnet_context *ctx) {
     return clnet_cl_context_device(ctx) ? clnet__cl_of(ctx)->product : "";
-}
-
-bool clnet_cl_profile(const clnet_context *ctx, int index, clnet_cl_profile_row *row) {
-    if (!clnet_cl_context_device(ctx)) {
-        return false;
-    }
-    for (int i = 0; i <= CLNET__CL_KERNEL_COUNT; i++) {
-        const clnet_cl_profile_row *found = &clnet__cl_of(ctx)->rows[i];
-        if (found->calls && index-- == 0) {
-            *row = *found;
-            return true;
-        }
-    }
-    return false;
 }
 
 #endif // CLNET_CL_IMPLEMENTATION

@@ -48,6 +48,8 @@ done
 check "the same bits from run to run" cmp y1 y2
 check "the same weights after three steps" cmp w1 w2
 check "says what it ran on" grep -q '"device":"opencl' y1
+"$clnet" run $run --train --profile --output y >profile 2>&1
+check "--profile names kernels" grep -q "^conv2d_backward_weight  *[1-9]" profile
 check "run --cam --dump" "$clnet" run $run --cam gradcam++ --layer fm3 --dump all --output y
 
 "$clnet" synth --out data --train 8 --validation 4 --size 48 >/dev/null 2>&1

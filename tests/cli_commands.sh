@@ -193,7 +193,10 @@ test_score() {
 }
 
 test_predict() {
+    works "predict --profile" predict "$images" --weights $both --profile --device cpu
+    grep -q "^conv2d  *forward  *[1-9]" out && pass || fail "the profile lacks conv2d forward"
     works "predict" predict "$images" --weights $both --out pr
+    is "a profile without being asked for" "$(grep -c profile out)" 0
     is "lines" "$(wc -l <out)" 6
     has pr/predictions.csv "pr/${first}_segmentation.png" "pr/${first}_overlay.png"
     cmp -s "pr/${first}_segmentation.png" "ev/masks/${first}_segmentation.png" && pass ||

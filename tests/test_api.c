@@ -968,6 +968,47 @@ static void test_predict(void) {
     clnet_context_destroy(ctx);
 }
 
+// The rows of a profile: what ran, how often, with how many multiply-adds; none without being asked.
+static void test_profile(void) {
+    for (int profile = 0; profile < 2; profile++) {
+        clnet_context *ctx =
+            clnet_context_create(&(clnet_context_desc){.threads = 1, .profile = profile});
+        clnet_graph *g = clnet_graph_create(ctx);
+        clnet_tensor *x = clnet_input(g, "x", 2, 3, 6, 5);
+        const clnet_conv2d_desc conv = {
+            .out_channels = 4, .kernel_size = {3, 3}, .padding = {1, 1}, .name = "c"};
+        clnet_tensor *y = clnet_relu(g, clnet_conv2d(g, x, &conv));
+        clnet_adam *adam = clnet_adam_create(g, NULL);
+        clnet_graph_build(g, &(clnet_build_desc){.loss = y});
+        fill(x, 1);
+        clnet_profile_clear(ctx);
+        for (int i = 0; i < 3; i++) {
+            clnet_graph_forward(g);
+            clnet_graph_backward(g);
+        }
+        clnet_adam_step(adam, 1e-3);
+        const double macs = 2 * 6 * 5 * 4 * 3 * 9; // of a pass; backward has the weights' alone
+        int rows = 0;
+        clnet_profile_row row;
+        for (; clnet_profile(ctx, rows, &row); rows++) {
+            const bool conv2d = !strcmp(row.name, "conv2d"), update = !strcmp(row.pass, "update");
+            CHECK(row.calls == (update ? 1u : 3u) && row.macs == (conv2d ? 3 * macs : 0),
+                  "%s %s: %d calls, %g multiply-adds", row.name, row.pass, (int)row.calls,
+                  row.macs);
+            CHECK(row.total >= row.longest && row.longest >= 0 && row.bytes > 0,
+                  "%s %s: %g s, %g bytes", row.name, row.pass, row.total, row.bytes);
+        }
+        // conv2d and relu both ways, Adam, and the gradient of conv2d's output set to zero.
+        CHECK(rows == (profile ? 5 : 0), "profile %d: %d rows", profile, rows);
+        clnet_profile_clear(ctx);
+        CHECK(!clnet_profile(ctx, 0, &row), "a row after clearing");
+        clnet_graph_destroy(g);
+        clnet_context_destroy(ctx);
+    }
+    clnet_profile_row row;
+    CHECK(!clnet_profile(NULL, 0, &row), "a row of nothing");
+}
+
 static void remove_folder(void) {
     static const char *const names[] = {"model", "last", "a", "b", "good", "wrong"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -1013,6 +1054,7 @@ int main(void) {
     test_wrong_weights();
     test_predict();
     test_label_out_of_range();
+    test_profile();
     remove_folder();
     return test_close();
 }

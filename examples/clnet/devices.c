@@ -117,6 +117,6 @@ bool command_devices(int argc, char **argv, bool usage, problem *p) {
     const machine m = machine_describe();
     (json ? print_json : print_text)(&m, ctx);
     print_opencl(json);
-    clnet_context_destroy(ctx);
+    device_close(ctx);
     return true;
 }

@@ -429,7 +429,7 @@ static void clean_up(evaluate *e) {
     evaluation_free(&e->figures);
     clnet_model_destroy(e->model);
     dataset_close(&e->data);
-    clnet_context_destroy(e->ctx);
+    device_close(e->ctx);
 }
 
 static bool check(const evaluate *e, size_t paths, problem *p) {

@@ -398,7 +398,7 @@ static void clean_up(explain *x) {
     free(x->files_text);
     free(x->bad);
     clnet_model_destroy(x->model);
-    clnet_context_destroy(x->ctx);
+    device_close(x->ctx);
 }
 
 bool command_explain(int argc, char **argv, bool usage, problem *p) {

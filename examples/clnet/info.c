@@ -307,6 +307,6 @@ bool command_info(int argc, char **argv, bool usage, problem *p) {
     size_t paths;
     const bool ok = options_parse(argc, argv, options, count, NULL, &paths, 0, p) &&
                     execute(&c, options, count, p);
-    clnet_context_destroy(c.ctx);
+    device_close(c.ctx);
     return ok;
 }

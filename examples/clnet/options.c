@@ -2,6 +2,7 @@
 #include "options.h"
 #include "clnet_cl.h"
 #include "disk.h"
+#include "profile.h"
 
 #include <errno.h>
 #include <math.h>
@@ -267,6 +268,7 @@ clnet_context *device_open(const device_options *d, problem *p) {
                                 .base = {.threads = d->threads,
                                          .isa = (clnet_isa)d->isa,
                                          .reference = d->reference,
+                                         .profile = d->profile,
                                          .files = &files}};
     clnet_context *ctx = clnet_cl_context_create(&desc);
     if (clnet_context_result(ctx) != CLNET_OK) {
@@ -275,6 +277,11 @@ clnet_context *device_open(const device_options *d, problem *p) {
         return NULL;
     }
     return ctx;
+}
+
+void device_close(clnet_context *ctx) {
+    profile_print(ctx);
+    clnet_context_destroy(ctx);
 }
 
 bool problem_context(problem *p, const clnet_context *ctx) {

@@ -60,11 +60,11 @@ bool options_set(option *o, const char *text, problem *p);
 // Prints the table as help.
 void options_print(const option *options, size_t count);
 
-// The options that several commands share: device, threads, vector code, plain loops.
+// The options that several commands share: device, threads, vector code, plain loops, profile.
 typedef struct device_options {
     const char *device; // "cpu", "opencl", "opencl:P.D", "auto"; NULL = auto
     int threads, isa;
-    bool reference;
+    bool reference, profile;
 } device_options;
 
 #define DEVICE_OPTIONS(d)                                                                          \
@@ -72,13 +72,17 @@ typedef struct device_options {
            "cpu, opencl, opencl:P.D, auto (default): the best GPU or cpu"),                        \
         OPTION_RANGE(INT, "--threads", &(d)->threads, 1, 1024,                                     \
                      "threads (default: all processors)"),                                         \
-        OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)")
+        OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)"),          \
+        OPTION(FLAG, "--profile", &(d)->profile, "prints at the end where the time went")
 
 extern const char *const device_isa_choices[];
 
 // A context on the device that the options name. `sync` files: everything written is on the disk
 // before it is renamed into place. NULL: see the problem.
 clnet_context *device_open(const device_options *d, problem *p);
+
+// Prints the profile if one was asked for, and destroys the context. NULL: nothing.
+void device_close(clnet_context *ctx);
 
 // Passes on the failure of a context: bad input (exit status 2) or a failure at run time (1).
 bool problem_context(problem *p, const clnet_context *ctx);

@@ -189,6 +189,6 @@ bool command_predict(int argc, char **argv, bool usage, problem *p) {
     free(c.csv);
     imagelist_free(&c.images);
     clnet_model_destroy(c.model);
-    clnet_context_destroy(c.ctx);
+    device_close(c.ctx);
     return ok;
 }

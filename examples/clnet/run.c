@@ -395,6 +395,6 @@ bool command_run(int argc, char **argv, bool usage, problem *p) {
     free(r.items);
     clnet_tensor_file_close(r.in);
     clnet_model_destroy(r.model);
-    clnet_context_destroy(r.ctx);
+    device_close(r.ctx);
     return ok;
 }

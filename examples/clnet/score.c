@@ -314,7 +314,7 @@ static void clean_up(score *s) {
     csv_free(&s->table);
     evaluation_free(&s->figures);
     dataset_close(&s->truth);
-    clnet_context_destroy(s->ctx);
+    device_close(s->ctx);
 }
 
 static bool check(const score *s, problem *p) {

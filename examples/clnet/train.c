@@ -346,7 +346,7 @@ static void clean_up(train *r) {
     dataset_close(&r->training);
     dataset_close(&r->validation);
     clnet_model_destroy(r->model);
-    clnet_context_destroy(r->ctx);
+    device_close(r->ctx);
     free(r->stored_data);
     for (size_t i = 0; i < sizeof r->stored / sizeof *r->stored; i++) {
         free(r->stored[i]);
@@ -399,7 +399,7 @@ bool command_train(int argc, char **argv, bool usage, problem *p) {
     const char *paths[1];
     size_t path_count;
     r.options = options;
-    r.kept = count - 6; // all but --out, --resume, --stop-after and the device's
+    r.kept = (size_t)(options_find(options, count, "--out") - options); // what stands before it
     bool ok = options_parse(argc, argv, options, count, paths, &path_count, 1, p);
     if (ok) {
         r.data = path_count ? paths[0] : NULL;
