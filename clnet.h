@@ -956,7 +956,7 @@ CLNET_API void clnet_ref_upsample_bilinear_backward(clnet_real *dx, const clnet_
 // y = x (N,C,H,W), as one part of a concatenation: y points at its first channel. Backward is the
 // same with `add`.
 CLNET_API void clnet_ref_copy(clnet_real *y, const clnet_real *x, bool add, const clnet_sizes *s);
-// y = a + b; b's pixels are as far apart as a's. Backward: clnet_ref_copy to both, with `add`.
+// y = a + b, b's pixels b_stride apart (0 = C). Backward: clnet_ref_copy to both, with `add`.
 CLNET_API void clnet_ref_add_forward(clnet_real *y, const clnet_real *a, const clnet_real *b,
                                      const clnet_sizes *a_y, size_t b_stride);
 // gate (N,C), its images gate_stride apart (0 = C).
@@ -1067,7 +1067,9 @@ struct clnet_tensor {
     int last_use;            // index of the last node that reads it in forward; -1: none
     bool keep, require_grad; // as asked for
     bool needs_grad;         // what is upstream of it needs its gradient
-    clnet_tensor *shares;    // in place: the tensor whose memory this one uses
+    clnet_tensor *inside;    // lies in the memory of that tensor (see >>plan); NULL: in its own
+    int first_channel;       // .. from that channel on
+    int first_summand; // the node whose backward is the first to add to the gradient; -1: none
     clnet_initial initial;
     double initial_scale;
     clnet_memory *memory, *grad_memory; // NULL: not planned
@@ -1083,7 +1085,7 @@ struct clnet_node {
     int inputs;
     clnet_tensor *out;
     clnet_tensor *saved[2];
-    bool in_place; // out uses the memory of in[0], its gradient too
+    bool in_place; // in[0] lies inside out, its gradient too
     bool backward; // takes part in backward
     union {
         clnet_conv2d_desc conv2d;
@@ -3750,7 +3752,7 @@ clnet_tensor *clnet_upsample_bilinear(clnet_graph *g, clnet_tensor *x, int h, in
 
 // >>concat
 // y[n, first_i + c, h, w] = x_i[n,c,h,w], first_i the channels of the inputs before; backward: the
-// same slices of dy are added to each dx_i.
+// same slices of dy are added to each dx_i. An input that lies inside y (see >>plan) is there already.
 
 void clnet_ref_copy(clnet_real *y, const clnet_real *x, bool add, const clnet_sizes *s) {
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
@@ -3780,8 +3782,10 @@ static void clnet__concat_forward(clnet_graph *g, clnet_node *node, const clnet_
                                .W = x->shape[3],
                                .x_stride = x->stride,
                                .y_stride = y->stride};
-        clnet_ref_copy(clnet__value(y) + clnet__at(y, p->n0, first),
-                       clnet__value(x) + clnet__at(x, p->n0, 0), false, &s);
+        if (x->inside != y) {
+            clnet_ref_copy(clnet__value(y) + clnet__at(y, p->n0, first),
+                           clnet__value(x) + clnet__at(x, p->n0, 0), false, &s);
+        }
     }
 }
 
@@ -3795,7 +3799,7 @@ static void clnet__concat_backward(clnet_graph *g, clnet_node *node, const clnet
                                .W = x->shape[3],
                                .x_stride = y->stride,
                                .y_stride = x->stride};
-        if (clnet__grad(x)) {
+        if (clnet__grad(x) && x->inside != y) {
             clnet_ref_copy(clnet__grad(x) + clnet__at(x, p->n0, 0),
                            clnet__grad(y) + clnet__at(y, p->n0, first), true, &s);
         }
@@ -4497,6 +4501,7 @@ static clnet_tensor *clnet__tensor(clnet_graph *g, clnet_role role, const char *
                         .role = role,
                         .rank = rank,
                         .last_use = -1,
+                        .first_summand = -1,
                         .name = clnet__copy_text(g->ctx, name),
                         .batched = true};
     memcpy(t->shape, shape, sizeof t->shape);
@@ -4732,9 +4737,37 @@ static void clnet__plan_in_place(clnet_graph *g, const clnet_build_desc *d) {
             !x->require_grad && !node->out->require_grad && !d->keep_all && x != d->loss &&
             !(clnet__reads(x->producer->op) & CLNET_READS_OUT)) {
             node->in_place = true;
-            node->out->shares = x;
+            x->inside = node->out;
         }
     }
+}
+
+// Pass "concat": what is concatenated is written where the whole lies, as channels of it, so that
+// nothing is copied; its gradient is the same slice of the whole's. Every reader of an input adds to
+// that slice, which is why the gradient of neither may have been asked for. An input that is there
+// twice, or in two concatenations, is a slice of the first.
+static void clnet__plan_concat(clnet_graph *g, const clnet_build_desc *d) {
+    for (int i = 0; i < g->node_count; i++) {
+        clnet_node *node = g->nodes[i];
+        for (int k = 0, first = 0; node->op == CLNET_OP_CONCAT && k < node->inputs; k++) {
+            clnet_tensor *x = node->in[k];
+            if (x->producer && !x->inside && !x->require_grad && x != d->loss &&
+                !node->out->require_grad && node->out != d->loss &&
+                (node->out->needs_grad || !x->needs_grad)) {
+                x->inside = node->out;
+                x->first_channel = first;
+            }
+            first += x->shape[1];
+        }
+    }
+}
+
+// The tensor in whose memory t lies in the end.
+static clnet_tensor *clnet__owner(clnet_tensor *t) {
+    while (t->inside) {
+        t = t->inside;
+    }
+    return t;
 }
 
 // One stretch of memory to be placed: a value or a gradient, and when it lives.
@@ -4782,29 +4815,41 @@ static size_t clnet__tensor_bytes(const clnet_tensor *t) {
     return clnet__round_up(rows * t->stride * width, 64);
 }
 
-// The blocks of everything in the arena. In place, the value and the gradient of both tensors are one.
+// Whether a tensor has bytes in the arena: its value, its gradient.
+static bool clnet__in_arena(const clnet_tensor *t, bool gradient) {
+    return t->role != CLNET_ROLE_PARAMETER && t->role != CLNET_ROLE_BUFFER &&
+           (!gradient || (t->needs_grad && t->role != CLNET_ROLE_SAVED));
+}
+
+// The block of a tensor with memory of its own: it lives as long as anything inside it does. False:
+// nothing does.
+static bool clnet__plan_block(const clnet_graph *g, clnet_tensor *owner, bool gradient,
+                              bool keep_all, clnet__block *block) {
+    bool found = false;
+    for (int i = 0; i < g->tensor_count; i++) {
+        clnet_tensor *t = g->tensors[i];
+        if (clnet__owner(t) == owner && clnet__in_arena(t, gradient)) {
+            const clnet__block b =
+                gradient ? clnet__gradient_block(g, t) : clnet__value_block(g, t, keep_all);
+            block->first = found ? clnet__min(block->first, b.first) : b.first;
+            block->last = found ? clnet__max(block->last, b.last) : b.last;
+            found = true;
+        }
+    }
+    block->tensor = owner;
+    block->gradient = gradient;
+    block->bytes = clnet__tensor_bytes(owner);
+    return found;
+}
+
+// The blocks of everything in the arena.
 static int clnet__plan_blocks(clnet_graph *g, bool keep_all, clnet__block *blocks) {
     int count = 0;
     for (int i = 0; i < g->tensor_count; i++) {
         clnet_tensor *t = g->tensors[i];
-        if (t->role == CLNET_ROLE_PARAMETER || t->role == CLNET_ROLE_BUFFER) {
-            continue;
-        }
-        const bool shared = t->last_use >= 0 && g->nodes[t->last_use]->in_place &&
-                            g->nodes[t->last_use]->in[0] == t;
-        clnet__block value = clnet__value_block(g, t, keep_all);
-        clnet__block gradient = clnet__gradient_block(g, t);
-        if (shared) { // its block is that of the ReLU behind it
-            continue;
-        }
-        if (t->shares) {
-            value.first = t->shares->producer->index;
-            gradient.last = 2 * g->node_count - 1 - t->shares->producer->index;
-        }
-        value.bytes = gradient.bytes = clnet__tensor_bytes(t);
-        blocks[count++] = value;
-        if (t->needs_grad && t->role != CLNET_ROLE_SAVED) {
-            blocks[count++] = gradient;
+        if (!t->inside && clnet__in_arena(t, false)) {
+            count += clnet__plan_block(g, t, false, keep_all, &blocks[count]);
+            count += clnet__plan_block(g, t, true, keep_all, &blocks[count]);
         }
     }
     return count;
@@ -4853,6 +4898,28 @@ static void clnet__plan_weights(clnet_graph *g) {
     }
 }
 
+// Tensors that lie inside others follow these: same slab, same distance between pixels.
+static void clnet__plan_insides(clnet_graph *g) {
+    for (int i = 0; i < g->tensor_count; i++) {
+        clnet_tensor *t = g->tensors[i], *owner = clnet__owner(t);
+        size_t channel = 0;
+        for (const clnet_tensor *inner = t; inner->inside; inner = inner->inside) {
+            channel += (size_t)inner->first_channel;
+        }
+        if (clnet__in_arena(t, false)) {
+            t->memory = &g->arena;
+            t->offset = owner->offset + channel * sizeof(clnet_real);
+            t->stride = owner->stride;
+        }
+        if (clnet__in_arena(t, true)) {
+            t->grad_memory = &g->arena;
+            t->grad_offset = owner->grad_offset + channel * sizeof(clnet_real);
+            owner->first_summand =
+                clnet__max(owner->first_summand, clnet__last_backward_reader(g, t));
+        }
+    }
+}
+
 static bool clnet__plan_arena(clnet_graph *g, bool keep_all) {
     clnet__block *blocks = clnet__alloc(g->ctx, 2 * (size_t)g->tensor_count * sizeof *blocks);
     if (!blocks) {
@@ -4862,18 +4929,16 @@ static bool clnet__plan_arena(clnet_graph *g, bool keep_all) {
     qsort(blocks, (size_t)count, sizeof *blocks, clnet__larger_block);
     g->plan.activations = clnet__place(blocks, count);
     for (int i = 0; i < count; i++) {
-        for (clnet_tensor *t = blocks[i].tensor; t; t = t->shares) {
-            if (!blocks[i].gradient) {
-                t->memory = &g->arena;
-                t->offset = blocks[i].offset;
-            } else if (t->needs_grad) {
-                t->grad_memory = &g->arena;
-                t->grad_offset = blocks[i].offset;
-            }
+        clnet_tensor *t = blocks[i].tensor;
+        if (blocks[i].gradient) {
+            t->grad_offset = blocks[i].offset;
+        } else {
+            t->offset = blocks[i].offset;
         }
         g->plan.unshared += blocks[i].bytes;
     }
     clnet__free(g->ctx, blocks);
+    clnet__plan_insides(g);
     return true;
 }
 
@@ -4903,6 +4968,7 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
                            "graph: nothing that the loss depends on wants a gradient");
     }
     clnet__plan_in_place(g, d);
+    clnet__plan_concat(g, d);
     clnet__plan_weights(g);
     if (!clnet__plan_arena(g, d->keep_all)) {
         return g->ctx->result;
@@ -5066,9 +5132,8 @@ clnet_result clnet_graph_forward(clnet_graph *g) {
 // Gradients of activations start from zero where their first summand is about to be added.
 static clnet_result clnet__zero_inputs(clnet_graph *g, const clnet_node *node) {
     for (int k = 0; k < node->inputs && g->ctx->result == CLNET_OK; k++) {
-        clnet_tensor *t = node->in[k];
-        if (t && t->grad_memory == &g->arena && !(node->in_place && k == 0) &&
-            clnet__last_backward_reader(g, t) == node->index) {
+        clnet_tensor *t = node->in[k] ? clnet__owner(node->in[k]) : NULL;
+        if (t && t->grad_memory == &g->arena && t->first_summand == node->index) {
             g->ctx->backend.fill(g->ctx, t->grad_memory, t->grad_offset, clnet__tensor_bytes(t));
         }
     }
@@ -5209,23 +5274,26 @@ static size_t clnet__memory_index(const clnet_tensor *t, int a, int b, int c, in
     return ((size_t)a * clnet__pixels(t) + row) * t->stride + (size_t)b;
 }
 
-// Copies between the caller's array in PyTorch's order and one in memory's.
-static void clnet__reorder(const clnet_tensor *t, void *torch, void *memory, size_t width,
-                           bool to_memory) {
-    char *outside = torch, *inside = memory;
+// Copies between the caller's array, in PyTorch's order or in memory's, and a stretch of memory.
+static void clnet__reorder(const clnet_tensor *t, clnet_order order, void *data, void *memory,
+                           size_t width, bool to_memory) {
+    const bool rows = order == CLNET_ORDER_MEMORY; // then a pixel's channels are neighbours in both
+    const size_t run = rows ? (size_t)t->shape[1] * width : width;
+    char *outside = data, *inside = memory;
     for (int a = 0; a < t->shape[0]; a++) {
-        for (int b = 0; b < t->shape[1]; b++) {
+        for (int b = 0; b < (rows ? 1 : t->shape[1]); b++) {
             for (int c = 0; c < t->shape[2]; c++) {
-                for (int d = 0; d < t->shape[3]; d++, outside += width) {
+                for (int d = 0; d < t->shape[3]; d++, outside += run) {
                     char *at = inside + clnet__memory_index(t, a, b, c, d) * width;
-                    memcpy(to_memory ? at : outside, to_memory ? outside : at, width);
+                    memcpy(to_memory ? at : outside, to_memory ? outside : at, run);
                 }
             }
         }
     }
 }
 
-// Moves the numbers of a tensor between `data` and a place in a slab.
+// Moves the numbers of a tensor between `data` and a place in a slab. Between the pixels of a tensor
+// that lies inside another one are numbers of others, which stay as they are.
 static clnet_result clnet__transfer(clnet_tensor *t, clnet_memory *memory, size_t offset,
                                     void *data, clnet_order order, bool in) {
     if (!t || !memory || !memory->handle) {
@@ -5236,25 +5304,24 @@ static clnet_result clnet__transfer(clnet_tensor *t, clnet_memory *memory, size_
                  : CLNET_ERROR_ARGUMENT;
     }
     clnet_context *ctx = t->graph->ctx;
+    const clnet_backend *device = &ctx->backend;
     const size_t width = t->integer ? sizeof(int32_t) : sizeof(clnet_real);
-    const size_t bytes = (size_t)t->shape[0] * clnet__pixels(t) * t->stride * width;
-    const bool same = order == CLNET_ORDER_MEMORY || t->rank < 2 ||
-                      (t->rank == 2 && t->role == CLNET_ROLE_ACTIVATION);
+    const bool weight = t->role == CLNET_ROLE_PARAMETER || t->role == CLNET_ROLE_BUFFER;
+    const bool dense = weight || t->stride == (size_t)t->shape[1];
+    const bool same = dense && (order == CLNET_ORDER_MEMORY || t->rank < 2 ||
+                                (t->rank == 2 && t->role == CLNET_ROLE_ACTIVATION));
+    const size_t rows = (size_t)t->shape[0] * clnet__pixels(t);
+    const size_t bytes =
+        (dense ? clnet_tensor_count(t) : (rows - 1) * t->stride + (size_t)t->shape[1]) * width;
     void *staging = same ? data : clnet__alloc(ctx, bytes);
-    if (ctx->result != CLNET_OK) {
-        clnet__free(ctx, same ? NULL : staging);
-        return ctx->result;
+    if (ctx->result == CLNET_OK && (!in || !dense)) {
+        device->download(ctx, staging, memory, offset, bytes);
     }
-    if (in && !same) {
-        clnet__reorder(t, data, staging, width, true);
+    if (ctx->result == CLNET_OK && !same) {
+        clnet__reorder(t, order, data, staging, width, in);
     }
-    if (in) {
-        ctx->backend.upload(ctx, memory, offset, staging, bytes);
-    } else {
-        ctx->backend.download(ctx, staging, memory, offset, bytes);
-    }
-    if (!in && !same && ctx->result == CLNET_OK) {
-        clnet__reorder(t, data, staging, width, false);
+    if (ctx->result == CLNET_OK && in) {
+        device->upload(ctx, memory, offset, staging, bytes);
     }
     clnet__free(ctx, same ? NULL : staging);
     return ctx->result;

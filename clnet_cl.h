@@ -1753,8 +1753,10 @@ static clnet_result clnet__cl_concat_forward(clnet_graph *g, clnet_node *node) {
     size_t first = 0;
     for (int i = 0; i < node->inputs; i++) {
         const clnet_tensor *x = node->in[i], *y = node->out;
-        clnet__cl_copy(g->ctx, clnet__cl_behind(clnet__cl_value(y), first), clnet__cl_value(x),
-                       false, x, x->stride, y->stride);
+        if (x->inside != y) {
+            clnet__cl_copy(g->ctx, clnet__cl_behind(clnet__cl_value(y), first), clnet__cl_value(x),
+                           false, x, x->stride, y->stride);
+        }
         first += clnet__cl_channels(x);
     }
     return g->ctx->result;
@@ -1764,7 +1766,7 @@ static clnet_result clnet__cl_concat_backward(clnet_graph *g, clnet_node *node) 
     size_t first = 0;
     for (int i = 0; i < node->inputs; i++) {
         const clnet_tensor *x = node->in[i], *y = node->out;
-        if (clnet__cl_grad(x).slab) {
+        if (clnet__cl_grad(x).slab && x->inside != y) {
             clnet__cl_copy(g->ctx, clnet__cl_grad(x), clnet__cl_behind(clnet__cl_grad(y), first),
                            true, x, y->stride, x->stride);
         }

@@ -401,6 +401,105 @@ static void test_sharing_changes_nothing(void) {
     clnet_context_destroy(ctx);
 }
 
+// What is concatenated is written where the whole lies, unless somebody wants its gradient: then it
+// is copied. Both give the same bits, and a tensor inside another one can be read and written alone.
+static void test_concatenation_in_place(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    small copied = {.g = clnet_graph_create(ctx)}, inside = {.g = clnet_graph_create(ctx)};
+    small *both[] = {&copied, &inside};
+    for (int i = 0; i < 2; i++) {
+        small_layers(both[i], 3, true);
+        clnet_tensor_keep(both[i]->relu);
+        clnet_tensor_keep(both[i]->joined);
+    }
+    clnet_tensor_require_grad(copied.joined);
+    for (int i = 0; i < 2; i++) {
+        clnet_graph_build(both[i]->g, &(clnet_build_desc){.loss = both[i]->loss, .seed = 3});
+        small_fill(both[i], 0, 3);
+        clnet_graph_forward(both[i]->g);
+        CHECK(clnet_graph_backward(both[i]->g) == CLNET_OK, "%s", clnet_error(ctx));
+    }
+    CHECK(!copied.relu->inside && inside.relu->inside == inside.joined, "who is inside whom");
+    CHECK(clnet_tensor_item(copied.loss) == clnet_tensor_item(inside.loss), "losses");
+    CHECK(different_weights(copied.g, inside.g, true) == 0, "%d gradients differ",
+          different_weights(copied.g, inside.g, true));
+    CHECK(same_values(copied.relu, inside.relu, false), "values of the part");
+    CHECK(same_values(copied.joined, inside.joined, false), "values of the whole");
+
+    // In memory's order, and back with half the values, which must not touch the other part.
+    clnet_real *part = malloc(clnet_tensor_count(inside.relu) * sizeof *part);
+    clnet_tensor_get(copied.relu, part, CLNET_ORDER_MEMORY);
+    clnet_real *other = malloc(clnet_tensor_count(inside.relu) * sizeof *other);
+    clnet_tensor_get(inside.relu, other, CLNET_ORDER_MEMORY);
+    CHECK(!memcmp(part, other, clnet_tensor_count(inside.relu) * sizeof *part), "memory's order");
+    for (size_t i = 0; i < clnet_tensor_count(inside.relu); i++) {
+        other[i] = part[i] / 2;
+    }
+    clnet_tensor_set(inside.relu, other, CLNET_ORDER_MEMORY);
+    clnet_real *before = values_of(copied.joined, false), *after = values_of(inside.joined, false);
+    int wrong = 0;
+    for (int i = 0; i < 3 * 12 * 80; i++) {
+        const bool own = i / 80 % 12 >= 6; // joined is (3,12,8,10), the part its last 6 channels
+        wrong += after[i] != (own ? before[i] / 2 : before[i]);
+    }
+    CHECK(wrong == 0, "%d values of the whole are wrong after its part was set", wrong);
+    free(part);
+    free(other);
+    free(before);
+    free(after);
+    clnet_graph_destroy(copied.g);
+    clnet_graph_destroy(inside.g);
+    clnet_context_destroy(ctx);
+}
+
+// A part is read after the whole is, so that the first gradient added to their memory is the part's.
+static void test_part_read_last(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_graph *graphs[2];
+    for (int i = 0; i < 2; i++) {
+        clnet_graph *g = graphs[i] = clnet_graph_create(ctx);
+        clnet_tensor *x = clnet_input(g, "image", 2, 3, 5, 6);
+        clnet_tensor *label = clnet_input_labels(g, "label", 2);
+        clnet_tensor *part = small_conv(g, x, 4, "conv1");
+        clnet_tensor *whole =
+            clnet_concat(g, (clnet_tensor *[]){small_conv(g, x, 4, "conv2"), part}, 2);
+        const clnet_focal_loss_desc desc = {.gamma = 2};
+        clnet_tensor *losses[2];
+        losses[0] = clnet_focal_loss(g, clnet_global_avg_pool(g, small_conv(g, whole, 3, "conv3")),
+                                     label, &desc);
+        losses[1] = clnet_focal_loss(g, clnet_global_avg_pool(g, small_conv(g, part, 3, "conv4")),
+                                     label, &desc);
+        if (i == 0) {
+            clnet_tensor_require_grad(whole); // hence copied
+        }
+        clnet_graph_build(
+            g, &(clnet_build_desc){.loss = clnet_weighted_sum(g, losses, (double[]){1, 1}, 2),
+                                   .seed = 3});
+        fill(x, 4);
+        clnet_tensor_set(label, (int32_t[]){2, 0}, CLNET_ORDER_TORCH);
+        for (int pass = 0; pass < 2; pass++) {
+            clnet_graph_zero_grad(g);
+            clnet_graph_forward(g);
+            CHECK(clnet_graph_backward(g) == CLNET_OK, "%s", clnet_error(ctx));
+        }
+    }
+    // Two sums of three numbers in another order: equal but for rounding.
+    int wrong = 0;
+    for (int i = 0; i < clnet_graph_weights(graphs[0]); i++) {
+        clnet_tensor *t = clnet_graph_weight(graphs[0], i);
+        clnet_real *a = values_of(t, true), *b = values_of(clnet_graph_weight(graphs[1], i), true);
+        for (size_t k = 0; k < clnet_tensor_count(t); k++) {
+            wrong += !(fabs((double)(a[k] - b[k])) <= 1e-6);
+        }
+        free(a);
+        free(b);
+    }
+    CHECK(wrong == 0, "%d gradients differ", wrong);
+    clnet_graph_destroy(graphs[0]);
+    clnet_graph_destroy(graphs[1]);
+    clnet_context_destroy(ctx);
+}
+
 static void test_plan(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_memory_plan plans[2];
@@ -1037,6 +1136,8 @@ int main(void) {
     test_refused_builds();
     test_refused_models();
     test_sharing_changes_nothing();
+    test_concatenation_in_place();
+    test_part_read_last();
     test_plan();
     test_no_allocation_while_running();
     test_out_of_memory();
