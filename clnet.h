@@ -4914,8 +4914,10 @@ static void clnet__plan_insides(clnet_graph *g) {
         if (clnet__in_arena(t, true)) {
             t->grad_memory = &g->arena;
             t->grad_offset = owner->grad_offset + channel * sizeof(clnet_real);
-            owner->first_summand =
-                clnet__max(owner->first_summand, clnet__last_backward_reader(g, t));
+            const int reader = clnet__last_backward_reader(g, t);
+            if (reader >= 0 && !g->nodes[reader]->in_place) { // which writes over it, adds nothing
+                owner->first_summand = clnet__max(owner->first_summand, reader);
+            }
         }
     }
 }

@@ -500,6 +500,37 @@ static void test_part_read_last(void) {
     clnet_context_destroy(ctx);
 }
 
+// Backward from a ReLU in place starts with the gradient that the caller set.
+static void test_backward_from_relu(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_graph *g = clnet_graph_create(ctx);
+    clnet_tensor *x = clnet_input(g, "image", 1, 3, 5, 6);
+    clnet_tensor *y = clnet_relu(g, small_conv(g, x, 2, "conv1"));
+    clnet_graph_build(g, &(clnet_build_desc){.loss = y, .seed = 3});
+    fill(x, 4);
+    clnet_real upstream[2 * 5 * 6];
+    for (int i = 0; i < 60; i++) {
+        upstream[i] = 1;
+    }
+    clnet_tensor_set_grad(y, upstream, CLNET_ORDER_TORCH);
+    clnet_graph_forward(g);
+    CHECK(clnet_graph_backward(g) == CLNET_OK, "%s", clnet_error(ctx));
+    clnet_real *values = values_of(y, false);
+    clnet_real *db = values_of(clnet_graph_find_weight(g, "conv1.bias"), true);
+    for (int c = 0; c < 2; c++) {
+        int positive = 0;
+        for (int i = 0; i < 30; i++) {
+            positive += values[c * 30 + i] > 0;
+        }
+        CHECK(db[c] == (clnet_real)positive && positive > 0, "channel %d: %g, %d positive", c,
+              (double)db[c], positive);
+    }
+    free(values);
+    free(db);
+    clnet_graph_destroy(g);
+    clnet_context_destroy(ctx);
+}
+
 static void test_plan(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_memory_plan plans[2];
@@ -1138,6 +1169,7 @@ int main(void) {
     test_sharing_changes_nothing();
     test_concatenation_in_place();
     test_part_read_last();
+    test_backward_from_relu();
     test_plan();
     test_no_allocation_while_running();
     test_out_of_memory();
