@@ -434,15 +434,14 @@ typedef struct clnet__cl_tuning {
     int channels, pixels;       // REDUCE_CHANNELS, REDUCE_PIXELS
     int elements;               // work-items of a group that computes element by element
     int groups;                 // groups per compute unit that keep it busy
-    double work;                // multiply-adds that one launch may have: well below 250 ms
     bool blast;                 // CLBlast is the better matrix product
 } clnet__cl_tuning;
 
 static const clnet__cl_tuning clnet__cl_tunings[] = {
-    // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  work blast
-    {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, 2e10, true},
-    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, 2.5e8, false},
-    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, 2.5e8, false},
+    // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  blast
+    {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, true},
+    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, false},
+    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, false},
 };
 
 // Local memory of a matrix product: two tiles, and what it knows of rows and terms.
@@ -524,6 +523,7 @@ typedef struct clnet__cl {
     void *kernels[CLNET__CL_KERNEL_COUNT];
     clnet_cl_device info;
     clnet__cl_tuning tuning;
+    double speed; // multiply-adds a second of its own convolution, as measured; 0: not yet
     bool blasts; // CLBlast makes the matrix products
     bool dead;   // after an error of the device; `failure` tells which
     uint64_t used; // bytes of the device's memory
@@ -847,19 +847,23 @@ static clnet_result clnet__cl_download(clnet_context *ctx, void *to, clnet_memor
     return clnet__cl_measure(ctx, CLNET__CL_ROW_DOWNLOAD, event, 0, (double)bytes);
 }
 
+// In pieces, each of which takes little time even where pages are touched for the first time.
+enum { CLNET__CL_FILL_BYTES = 16 << 20 };
 static clnet_result clnet__cl_fill(clnet_context *ctx, clnet_memory *memory, size_t offset,
                                    size_t bytes) {
     clnet__cl *cl = clnet__cl_of(ctx);
     const float zero = 0;
-    if (!clnet__cl_alive(ctx)) {
-        return ctx->result;
+    for (size_t done = 0; done < bytes && clnet__cl_alive(ctx); done += CLNET__CL_FILL_BYTES) {
+        const size_t left = bytes - done;
+        const size_t part = left < CLNET__CL_FILL_BYTES ? left : CLNET__CL_FILL_BYTES;
+        void *event = NULL;
+        clnet__cl_check(ctx, "clEnqueueFillBuffer", "",
+                        cl->api.clEnqueueFillBuffer(cl->queue, memory->handle, &zero, sizeof zero,
+                                                    offset + done, part, 0, NULL,
+                                                    clnet__cl_event(ctx, &event)));
+        clnet__cl_measure(ctx, CLNET__CL_ROW_FILL, event, 0, (double)part);
     }
-    void *event = NULL;
-    clnet__cl_check(ctx, "clEnqueueFillBuffer", "",
-                    cl->api.clEnqueueFillBuffer(cl->queue, memory->handle, &zero, sizeof zero,
-                                                offset, bytes, 0, NULL,
-                                                clnet__cl_event(ctx, &event)));
-    return clnet__cl_measure(ctx, CLNET__CL_ROW_FILL, event, 0, (double)bytes);
+    return ctx->result;
 }
 
 // >>launch
@@ -885,9 +889,11 @@ typedef struct clnet__cl_arg {
     } as;
 } clnet__cl_arg;
 
-// Global and local size; local is a divisor of global.
+// Global and local size; local is a divisor of global. Where a launch may take long, `work` says of
+// how many multiply-adds it takes the time, and it may be cut; 0: it is short.
 typedef struct clnet__cl_grid {
     size_t global[3], local[3];
+    double work;
 } clnet__cl_grid;
 
 static clnet__cl_arg clnet__cl_at(clnet__cl_place place) {
@@ -940,25 +946,66 @@ static int32_t clnet__cl_set_arg(const clnet__cl *cl, void *kernel, uint32_t *in
     return code;
 }
 
+// One launch: the part of a grid that begins at `offset`.
+static clnet_result clnet__cl_launch(clnet_context *ctx, clnet__cl_kernel kernel,
+                                     const clnet__cl_grid *part, const size_t offset[3]) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    void *event = NULL;
+    clnet__cl_check(ctx, "clEnqueueNDRangeKernel", clnet__cl_kernel_name(kernel),
+                    cl->api.clEnqueueNDRangeKernel(cl->queue, cl->kernels[kernel], 3, offset,
+                                                   part->global, part->local, 0, NULL,
+                                                   clnet__cl_event(ctx, &event)));
+    return clnet__cl_measure(ctx, (int)kernel, event, 0, 0);
+}
+
+// A device that also drives a display may be reset when one launch takes seconds, and the display
+// stands still meanwhile: none should take longer than 250 ms. Cuts aim at far less, since work
+// differs from the convolution by which the speed was measured, and others may use the device too: on
+// PoCL, two cores with six times the work that they can do, launches aimed at 50 ms took up to 295.
+static const double clnet__cl_launch_seconds = 0.02;
+
+// How many groups along an axis one launch may have, when one of them is `work` multiply-adds.
+static size_t clnet__cl_share(const clnet__cl *cl, double work, size_t groups) {
+    const double share = clnet__cl_launch_seconds * cl->speed / work;
+    return share < 1 ? 1 : share < (double)groups ? (size_t)share : groups;
+}
+
+// Launches a grid in pieces along its third axis, and along its second where that is not enough.
+static clnet_result clnet__cl_launch_cut(clnet_context *ctx, clnet__cl_kernel kernel,
+                                         const clnet__cl_grid *grid) {
+    const clnet__cl *cl = clnet__cl_of(ctx);
+    const size_t rows = grid->global[1] / grid->local[1];
+    const size_t layers = grid->global[2] / grid->local[2];
+    const double layer = grid->work / (double)layers;
+    const size_t deep = clnet__cl_share(cl, layer, layers);
+    const size_t tall = deep > 1 ? rows : clnet__cl_share(cl, layer / (double)rows, rows);
+    for (size_t z = 0; z < layers; z += deep) {
+        for (size_t y = 0; y < rows && ctx->result == CLNET_OK; y += tall) {
+            const size_t offset[3] = {0, y * grid->local[1], z * grid->local[2]};
+            clnet__cl_grid part = *grid;
+            part.global[1] = (rows - y < tall ? rows - y : tall) * grid->local[1];
+            part.global[2] = (layers - z < deep ? layers - z : deep) * grid->local[2];
+            clnet__cl_launch(ctx, kernel, &part, offset);
+        }
+    }
+    return ctx->result;
+}
+
 // The one function that sets arguments and launches.
 static clnet_result clnet__cl_run(clnet_context *ctx, clnet__cl_kernel kernel, clnet__cl_grid grid,
                                   const clnet__cl_arg *args, size_t count) {
+    static const size_t none[3] = {0, 0, 0};
     clnet__cl *cl = clnet__cl_of(ctx);
-    const char *name = clnet__cl_kernel_name(kernel);
-    void *event = NULL;
     uint32_t index = 0;
     for (size_t i = 0; i < count && clnet__cl_alive(ctx); i++) {
-        clnet__cl_check(ctx, "clSetKernelArg", name,
+        clnet__cl_check(ctx, "clSetKernelArg", clnet__cl_kernel_name(kernel),
                         clnet__cl_set_arg(cl, cl->kernels[kernel], &index, &args[i]));
     }
-    if (ctx->result != CLNET_OK ||
-        clnet__cl_check(ctx, "clEnqueueNDRangeKernel", name,
-                        cl->api.clEnqueueNDRangeKernel(
-                            cl->queue, cl->kernels[kernel], 3, NULL, grid.global, grid.local, 0,
-                            NULL, clnet__cl_event(ctx, &event))) != CLNET_OK) {
+    if (ctx->result != CLNET_OK) {
         return ctx->result;
     }
-    return clnet__cl_measure(ctx, (int)kernel, event, 0, 0);
+    return grid.work > 0 && cl->speed > 0 ? clnet__cl_launch_cut(ctx, kernel, &grid)
+                                          : clnet__cl_launch(ctx, kernel, &grid, none);
 }
 
 // CLNET__CL_RUN(ctx, kernel's name, grid, arguments..)
@@ -979,7 +1026,7 @@ static clnet__cl_grid clnet__cl_plane(const clnet__cl *cl, size_t a, size_t b) {
     const size_t group = (size_t)cl->tuning.elements, wide = clnet__cl_power_of_two(a);
     const size_t x = wide < group ? wide : group, tall = clnet__cl_power_of_two(b);
     const size_t y = tall < group / x ? tall : group / x;
-    return (clnet__cl_grid){{clnet__round_up(a, x), clnet__round_up(b, y), 1}, {x, y, 1}};
+    return (clnet__cl_grid){{clnet__round_up(a, x), clnet__round_up(b, y), 1}, {x, y, 1}, 0};
 }
 
 // One item per channel and pixel of a tensor.
@@ -991,7 +1038,7 @@ static clnet__cl_grid clnet__cl_elements(const clnet__cl *cl, const clnet_tensor
 static clnet__cl_grid clnet__cl_sums(const clnet__cl *cl, size_t channels, size_t slices,
                                      size_t images) {
     const size_t x = (size_t)cl->tuning.channels, y = (size_t)cl->tuning.pixels;
-    return (clnet__cl_grid){{clnet__round_up(channels, x), slices * y, images}, {x, y, 1}};
+    return (clnet__cl_grid){{clnet__round_up(channels, x), slices * y, images}, {x, y, 1}, 0};
 }
 
 // Into how many slices the pixels of a sum are cut: enough to fill a device, a few hundred pixels each.
@@ -1000,34 +1047,17 @@ static size_t clnet__cl_slices(size_t pixels) {
     return wanted < 64 ? wanted : 64;
 }
 
-// Tiles of a matrix product of `rows` x `columns`, `depth` of them.
+// Tiles of `depth` matrix products of `rows` x `columns` sums with `terms` each. A tile takes its time
+// also where it has fewer sums.
 static clnet__cl_grid clnet__cl_tiles(const clnet__cl *cl, size_t rows, size_t columns,
-                                      size_t depth) {
+                                      size_t depth, size_t terms) {
     const clnet__cl_tuning *t = &cl->tuning;
     const size_t m = (size_t)(t->items_m * t->rows);
     const size_t n = (size_t)(t->items_n * t->vectors * t->width);
     const size_t x = (size_t)t->items_n, y = (size_t)t->items_m;
-    return (clnet__cl_grid){
-        {(columns + n - 1) / n * x, (rows + m - 1) / m * y, depth}, {x, y, 1}};
-}
-
-// Runs a grid of tiles that takes the time of `work` multiply-adds, in several launches where one
-// would take too long for a display's watchdog. The kernel's last argument is the number of the first
-// row.
-static clnet_result clnet__cl_run_tiles(clnet_context *ctx, clnet__cl_kernel kernel,
-                                        clnet__cl_grid grid, double work, clnet__cl_arg *args,
-                                        size_t count) {
-    const clnet__cl *cl = clnet__cl_of(ctx);
-    const size_t rows = grid.global[1] / grid.local[1];
-    const double share = cl->tuning.work / work * (double)rows;
-    const size_t step = share < 1 ? 1 : share < (double)rows ? (size_t)share : rows;
-    for (size_t first = 0; first < rows && ctx->result == CLNET_OK; first += step) {
-        const size_t part = rows - first < step ? rows - first : step;
-        grid.global[1] = part * grid.local[1];
-        args[count - 1] = clnet__cl_int(first);
-        clnet__cl_run(ctx, kernel, grid, args, count);
-    }
-    return ctx->result;
+    const size_t across = (columns + n - 1) / n, down = (rows + m - 1) / m;
+    const double work = (double)(across * n) * (double)(down * m) * (double)(depth * terms);
+    return (clnet__cl_grid){{across * x, down * y, depth}, {x, y, 1}, work};
 }
 
 // Images, channels, pixels of a tensor, as arguments.
@@ -1103,7 +1133,7 @@ static clnet__cl_cut clnet__cl_weight_cut(const clnet__cl *cl, const clnet__cl_c
     const size_t pixels = clnet__volume(s->N, s->OH, s->OW);
     const size_t rows = clnet__volume(s->KH, s->KW, s->C / s->groups);
     const clnet__cl_grid tiles =
-        clnet__cl_tiles(cl, rows, (size_t)(s->OC / s->groups), (size_t)s->groups);
+        clnet__cl_tiles(cl, rows, (size_t)(s->OC / s->groups), (size_t)s->groups, 0);
     const size_t groups = tiles.global[0] / tiles.local[0] * (tiles.global[1] / tiles.local[1]) *
                           tiles.global[2];
     clnet__cl_cut cut = {.weights = rows * (size_t)s->OC};
@@ -1387,29 +1417,27 @@ static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
     if (clnet__cl_blasts(clnet__cl_of(g->ctx), &s)) {
         return clnet__cl_blast_forward(g, node, &s);
     }
-    const clnet__cl_grid grid =
-        clnet__cl_tiles(clnet__cl_of(g->ctx), clnet__volume(s.N, s.OH, s.OW),
-                        (size_t)(s.OC / s.groups), (size_t)s.groups);
-    clnet__cl_arg args[] = {AT(clnet__cl_value(node->out)), AT(clnet__cl_value(node->in[0])),
-                            AT(clnet__cl_value(node->in[1])), AT(clnet__cl_value(node->in[2])),
-                            STRUCT(s), INT(0)};
-    clnet__cl_of(g->ctx)->rows[CLNET__CL_conv2d_forward].macs += clnet__cl_macs(&s);
-    return clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_forward, grid, clnet__cl_macs(&s), args,
-                               sizeof args / sizeof *args);
+    clnet__cl *cl = clnet__cl_of(g->ctx);
+    cl->rows[CLNET__CL_conv2d_forward].macs += clnet__cl_macs(&s);
+    return CLNET__CL_RUN(g->ctx, conv2d_forward,
+                         clnet__cl_tiles(cl, clnet__volume(s.N, s.OH, s.OW),
+                                         (size_t)(s.OC / s.groups), (size_t)s.groups,
+                                         clnet__volume(s.KH, s.KW, s.C / s.groups)),
+                         AT(clnet__cl_value(node->out)), AT(clnet__cl_value(node->in[0])),
+                         AT(clnet__cl_value(node->in[1])), AT(clnet__cl_value(node->in[2])),
+                         STRUCT(s));
 }
 
 static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
                                   const clnet__cl_conv_sizes *s) {
-    const clnet__cl_grid grid =
-        clnet__cl_tiles(clnet__cl_of(g->ctx), clnet__volume(s->N, s->H, s->W),
-                        (size_t)(s->C / s->groups), (size_t)s->groups);
-    clnet__cl_arg args[] = {AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)),
-                            AT(clnet__cl_value(node->in[1])), STRUCT(*s), INT(0)};
-    // Every input pixel goes through all taps, whatever the stride.
-    const double work = clnet__cl_macs(s) * s->stride_h * s->stride_w;
-    clnet__cl_of(g->ctx)->rows[CLNET__CL_conv2d_backward_data].macs += clnet__cl_macs(s);
-    clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_data, grid, work, args,
-                        sizeof args / sizeof *args);
+    clnet__cl *cl = clnet__cl_of(g->ctx);
+    cl->rows[CLNET__CL_conv2d_backward_data].macs += clnet__cl_macs(s);
+    CLNET__CL_RUN(g->ctx, conv2d_backward_data,
+                  clnet__cl_tiles(cl, clnet__volume(s->N, s->H, s->W), (size_t)(s->C / s->groups),
+                                  (size_t)s->groups,
+                                  clnet__volume(s->KH, s->KW, s->OC / s->groups)),
+                  AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)),
+                  AT(clnet__cl_value(node->in[1])), STRUCT(*s));
 }
 
 static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
@@ -1417,15 +1445,13 @@ static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
     clnet__cl *cl = clnet__cl_of(g->ctx);
     const clnet__cl_cut cut = clnet__cl_weight_cut(cl, s);
     const clnet__cl_place partial = clnet__cl_scratch(g, 0);
-    const clnet__cl_grid grid =
-        clnet__cl_tiles(cl, clnet__volume(s->KH, s->KW, s->C / s->groups),
-                        (size_t)(s->OC / s->groups), cut.slices * (size_t)s->groups);
-    clnet__cl_arg args[] = {AT(partial),     AT(clnet__cl_grad(node->out)),
-                            AT(clnet__cl_value(node->in[0])), STRUCT(*s),
-                            INT(cut.length), INT(CLNET__CL_WEIGHT_BLOCK), INT(0)};
     cl->rows[CLNET__CL_conv2d_backward_weight].macs += clnet__cl_macs(s);
-    clnet__cl_run_tiles(g->ctx, CLNET__CL_conv2d_backward_weight, grid, clnet__cl_macs(s), args,
-                        sizeof args / sizeof *args);
+    CLNET__CL_RUN(g->ctx, conv2d_backward_weight,
+                  clnet__cl_tiles(cl, clnet__volume(s->KH, s->KW, s->C / s->groups),
+                                  (size_t)(s->OC / s->groups), cut.slices * (size_t)s->groups,
+                                  cut.length),
+                  AT(partial), AT(clnet__cl_grad(node->out)), AT(clnet__cl_value(node->in[0])),
+                  STRUCT(*s), INT(cut.length), INT(CLNET__CL_WEIGHT_BLOCK));
     CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1),
                   AT(clnet__cl_grad(node->in[1])), AT(partial), LONG(cut.weights),
                   INT(cut.slices));
@@ -1732,10 +1758,13 @@ static clnet_result clnet__cl_upsample_bilinear_forward(clnet_graph *g, clnet_no
 
 static clnet_result clnet__cl_upsample_bilinear_backward(clnet_graph *g, clnet_node *node) {
     const clnet__cl_upsample_sizes s = clnet__cl_upsample_of(node);
-    return CLNET__CL_RUN(g->ctx, upsample_bilinear_backward,
-                         clnet__cl_elements(clnet__cl_of(g->ctx), node->in[0]),
-                         AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)),
-                         STRUCT(s));
+    clnet__cl_grid grid = clnet__cl_elements(clnet__cl_of(g->ctx), node->in[0]);
+    // An element goes through a window of outputs (readers_of); on PoCL each took the time of about
+    // eleven multiply-adds.
+    const double high = 2 * (double)s.OH / s.H + 5, wide = 2 * (double)s.OW / s.W + 5;
+    grid.work = 11 * high * wide * (double)clnet_tensor_count(node->in[0]);
+    return CLNET__CL_RUN(g->ctx, upsample_bilinear_backward, grid, AT(clnet__cl_grad(node->in[0])),
+                         AT(clnet__cl_grad(node->out)), STRUCT(s));
 }
 
 // >>concat
@@ -2144,7 +2173,56 @@ static const clnet_backend clnet__cl_backend = {.alloc = clnet__cl_alloc,
                                                 .sum_of_squares = clnet__cl_sum_of_squares,
                                                 .destroy = clnet__cl_destroy};
 
-// Opens the device and compiles the kernels.
+// How fast this device convolves with these kernels, by its own clock: a convolution that grows until
+// it takes long enough to tell. Each size runs twice, because some drivers compile in the first run.
+static void clnet__cl_measure_speed(clnet_context *ctx) {
+    enum { C = 16, OC = 64, LARGEST = 64, LONG_ENOUGH = 2000 }; // channels, pixels a side, microseconds
+    clnet__cl *cl = clnet__cl_of(ctx);
+    clnet_profile_row *wanted = ctx->backend.rows, *row = &cl->rows[CLNET__CL_conv2d_forward];
+    const size_t pixels = LARGEST * LARGEST, weights = 9 * C * OC;
+    clnet_memory slab = {NULL, 0};
+    double seconds = 0;
+    if (!clnet__cl_alloc(ctx, &slab, (pixels * (C + OC) + weights) * sizeof(float))) {
+        return;
+    }
+    clnet__cl_fill(ctx, &slab, 0, slab.bytes);
+    const clnet__cl_place x = {slab.handle, 0}, y = clnet__cl_behind(x, pixels * C);
+    const clnet__cl_place w = clnet__cl_behind(y, pixels * OC), no_bias = {NULL, 0};
+    ctx->backend.rows = cl->rows;
+    for (int n = 8; n <= LARGEST && seconds < 1e-6 * LONG_ENOUGH; n *= 2) {
+        const clnet__cl_conv_sizes s = {1, C, n, n, OC, n, n, 3, 3, 1, 1, 1, 1, 1, 1, 1, C, OC};
+        const clnet__cl_grid grid = clnet__cl_tiles(cl, (size_t)(n * n), OC, 1, 9 * C);
+        for (int run = 0; run < 2; run++) {
+            clnet_profile_clear(ctx);
+            CLNET__CL_RUN(ctx, conv2d_forward, grid, clnet__cl_at(y), clnet__cl_at(x),
+                          clnet__cl_at(w), clnet__cl_at(no_bias), clnet__cl_struct(&s, sizeof s));
+        }
+        seconds = row->total > 1e-6 ? row->total : 1e-6;
+        cl->speed = grid.work / seconds;
+    }
+    clnet_profile_clear(ctx);
+    ctx->backend.rows = wanted;
+    clnet__cl_free(ctx, &slab);
+}
+
+static bool clnet__cl_open_queue(clnet_context *ctx, uint64_t properties) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    int32_t code = 0;
+    cl->queue = cl->api.clCreateCommandQueue(cl->context, cl->device, properties, &code);
+    return clnet__cl_check(ctx, "clCreateCommandQueue", "", code) == CLNET_OK;
+}
+
+// A queue without a profile does not keep the times of its commands.
+static bool clnet__cl_reopen_queue(clnet_context *ctx) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    void *queue = cl->queue;
+    cl->queue = NULL;
+    return clnet__cl_check(ctx, "clReleaseCommandQueue", "",
+                           cl->api.clReleaseCommandQueue(queue)) == CLNET_OK &&
+           clnet__cl_open_queue(ctx, 0);
+}
+
+// Opens the device, compiles the kernels, and measures what has to be known of them.
 static void clnet__cl_open_device(clnet_context *ctx, const clnet__cl_found *found,
                                   const clnet_cl_desc *d) {
     clnet__cl *cl = clnet__cl_of(ctx);
@@ -2158,11 +2236,12 @@ static void clnet__cl_open_device(clnet_context *ctx, const clnet__cl_found *fou
     if (clnet__cl_check(ctx, "clCreateContext", "", code) != CLNET_OK) {
         return;
     }
-    cl->queue = cl->api.clCreateCommandQueue(cl->context, cl->device,
-                                             d->base.profile ? CLNET__CL_QUEUE_PROFILING : 0,
-                                             &code);
-    if (clnet__cl_check(ctx, "clCreateCommandQueue", "", code) == CLNET_OK &&
-        clnet__cl_load_kernels(ctx, d->kernels)) {
+    if (!clnet__cl_open_queue(ctx, CLNET__CL_QUEUE_PROFILING) ||
+        !clnet__cl_load_kernels(ctx, d->kernels)) {
+        return;
+    }
+    clnet__cl_measure_speed(ctx);
+    if (ctx->result == CLNET_OK && (d->base.profile || clnet__cl_reopen_queue(ctx))) {
         clnet__cl_choose_product(ctx, d);
     }
 }

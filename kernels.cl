@@ -13,7 +13,9 @@
 //
 // Blocks carry the marks of clnet.h: >>convolution, >>batch_norm, ...
 // "Grid" above a kernel tells what the axes of the global size count, innermost first; where it says
-// "elements", they are channels and pixels, and the local size is free.
+// "elements", they are channels and pixels, and the local size is free. The host may cut a grid along
+// the second and third axis into several launches with offsets: get_global_id counts from the grid's
+// start, get_group_id from the launch's, so that these two axes have to be read by the former.
 
 #pragma OPENCL FP_CONTRACT OFF
 
@@ -344,10 +346,12 @@ float gather_gradient(global const float *dy, const conv_sizes *s, const pixel i
 
 int item_of_group(void) { return get_local_id(1) * GEMM_ITEMS_N + get_local_id(0); }
 
+// The first row of the group's tile, also where a launch does not begin at the first one.
+int tile_row(void) { return get_global_id(1) / GEMM_ITEMS_M * GEMM_TILE_M; }
+
 // y = b + x * w. Rows are output pixels, columns output channels of a group, terms (kh, kw, ic).
-// A launch starts at tile number `first` of the rows. Grid: columns, rows, groups.
-kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), const conv_sizes s,
-                                      const int first) {
+// Grid: columns, rows, groups.
+kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), const conv_sizes s) {
     local float a[GEMM_DEPTH * GEMM_PITCH_M], c[GEMM_DEPTH * GEMM_TILE_N];
     local pixel row[GEMM_TILE_M];
     OPEN(y);
@@ -356,7 +360,7 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
     const int item = item_of_group(), group = get_global_id(2);
     const int IC = s.C / s.groups, OC = s.OC / s.groups, K = s.KH * s.KW * IC;
     const int rows = s.N * s.OH * s.OW;
-    const int row0 = (first + get_group_id(1)) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
+    const int row0 = tile_row(), column0 = get_group_id(0) * GEMM_TILE_N;
     for (int r = item; r < GEMM_TILE_M; r += GEMM_ITEMS) {
         row[r] = pixel_of(row0 + r, rows, s.OH, s.OW);
     }
@@ -383,9 +387,8 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
 }
 
 // dx += dy * w. Rows are input pixels, columns input channels of a group, terms (kh, kw, oc).
-// A launch starts at tile number `first` of the rows. Grid: columns, rows, groups.
-kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), const conv_sizes s,
-                                            const int first) {
+// Grid: columns, rows, groups.
+kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), const conv_sizes s) {
     local float a[GEMM_DEPTH * GEMM_PITCH_M], c[GEMM_DEPTH * GEMM_TILE_N];
     local pixel row[GEMM_TILE_M];
     OPEN(dx);
@@ -394,7 +397,7 @@ kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), cons
     const int item = item_of_group(), group = get_global_id(2);
     const int IC = s.C / s.groups, OC = s.OC / s.groups, K = s.KH * s.KW * OC;
     const int rows = s.N * s.H * s.W;
-    const int row0 = (first + get_group_id(1)) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
+    const int row0 = tile_row(), column0 = get_group_id(0) * GEMM_TILE_N;
     for (int r = item; r < GEMM_TILE_M; r += GEMM_ITEMS) {
         row[r] = pixel_of(row0 + r, rows, s.H, s.W);
     }
@@ -423,11 +426,10 @@ kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), cons
 
 // partial[slice] = x^T dy over a slice of the output pixels, laid out as w. Rows are (kh, kw, ic),
 // columns output channels of a group. After every `block` pixels the tile is added to what lies in
-// partial and starts again at zero, which keeps long sums exact. A launch starts at tile number
-// `first` of the rows. Grid: columns, rows, slices * groups.
+// partial and starts again at zero, which keeps long sums exact. Grid: columns, rows, slices * groups.
 kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x),
                                               const conv_sizes s, const int per_slice,
-                                              const int block, const int first) {
+                                              const int block) {
     local float a[GEMM_DEPTH * GEMM_PITCH_M], c[GEMM_DEPTH * GEMM_TILE_N];
     local pixel tap[GEMM_TILE_M], term[GEMM_DEPTH]; // a tap's `image` is its channel
     OPEN(partial);
@@ -437,7 +439,7 @@ kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x
     const int group = get_global_id(2) % s.groups, slice = get_global_id(2) / s.groups;
     const int IC = s.C / s.groups, OC = s.OC / s.groups, rows = s.KH * s.KW * IC;
     const int pixels = s.N * s.OH * s.OW, end = min(pixels, (slice + 1) * per_slice);
-    const int row0 = (first + get_group_id(1)) * GEMM_TILE_M, column0 = get_group_id(0) * GEMM_TILE_N;
+    const int row0 = tile_row(), column0 = get_group_id(0) * GEMM_TILE_N;
     for (int r = item; r < GEMM_TILE_M; r += GEMM_ITEMS) {
         const int at = (row0 + r) / IC;
         tap[r] = (pixel){at / s.KW, at % s.KW, row0 + r < rows ? (row0 + r) % IC : -1};

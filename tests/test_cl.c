@@ -260,6 +260,43 @@ static void test_memory(void) {
     clnet_context_destroy(ctx);
 }
 
+// No launch of a training step takes longer than 250 ms, at the size of `make demo` and at a larger
+// one: a display's driver would reset the device after a few seconds.
+static void check_launches(double width, int size, int batch) {
+    clnet_context *ctx = open_device("opencl", false);
+    clnet_model *m = clnet_model_create(ctx, &(clnet_model_desc){.width = width,
+                                                                 .size = {size, size},
+                                                                 .batch = batch,
+                                                                 .purpose = CLNET_TRAIN});
+    clnet_profile_row row;
+    int ran = 0;
+    CHECK(m && clnet_train_step(m->adam, 1e-4) == CLNET_OK, "%s", clnet_error(ctx));
+    for (int i = 0; clnet_profile(ctx, i, &row); i++) {
+        CHECK(row.longest < 0.25, "%s took %.0f ms", row.name, 1e3 * row.longest);
+        ran += row.bytes == 0;
+    }
+    CHECK(ran > 20, "%d kernels ran", ran);
+    clnet_model_destroy(m);
+    clnet_context_destroy(ctx);
+}
+
+// A device so slow that every grid is cut into launches of single groups computes the same bits.
+static void check_cuts(void) {
+    static outcome whole, cut;
+    clnet_context *ctx = open_device("opencl", false);
+    CHECK(run_network(ctx, 1, &whole), "%s", clnet_error(ctx));
+    clnet__cl_of(ctx)->speed = 1;
+    CHECK(run_network(ctx, 1, &cut), "%s", clnet_error(ctx));
+    CHECK(!memcmp(&whole, &cut, sizeof whole), "cut launches compute something else");
+    clnet_context_destroy(ctx);
+}
+
+static void test_launches(void) {
+    check_cuts();
+    check_launches(1.0 / 8, 64, 8);
+    check_launches(1.0 / 4, 96, 4);
+}
+
 // Finite gradients whose squares are not finite in float32 are finite; NaN is not.
 static void test_squares(void) {
     clnet_context *ctx = open_device("opencl", false);
@@ -379,6 +416,7 @@ int main(int argc, char **argv) {
         test_devices();
         test_refusals();
         test_memory();
+        test_launches();
         test_squares();
     }
     return test_close();
