@@ -445,6 +445,17 @@ CLNET_API clnet_tensor *clnet_add(clnet_graph *g, clnet_tensor *a, clnet_tensor 
 // y[n,c,h,w] = x[n,c,h,w] gate[n,c]; gate (N,C,1,1). The "scale" of squeeze-and-excitation.
 CLNET_API clnet_tensor *clnet_scale_channels(clnet_graph *g, clnet_tensor *x, clnet_tensor *gate);
 
+// y = f + x + alpha S(f) x: what a residual block adds to its input x, and attention to where f is
+// large: S is the softmax over the pixels of each image's channel, alpha one learned number. f, x and
+// y (N,C,H,W); NAME.alpha (1). Zhang, Xie, Xia, Shen: Attention Residual Learning for Skin Lesion
+// Classification, IEEE TMI 2019, equations 2 to 4.
+typedef struct clnet_attention_residual_desc {
+    double alpha;     // to begin with; 0 = 0.001
+    const char *name; // required
+} clnet_attention_residual_desc;
+CLNET_API clnet_tensor *clnet_attention_residual(clnet_graph *g, clnet_tensor *f, clnet_tensor *x,
+                                                 const clnet_attention_residual_desc *d);
+
 // In training each value is 0 with probability p, else x / (1 - p), drawn from (seed, step, node);
 // in evaluation y = x. 0 <= p < 1. torch.nn.Dropout.
 CLNET_API clnet_tensor *clnet_dropout(clnet_graph *g, clnet_tensor *x, double p);
@@ -513,9 +524,9 @@ CLNET_API double clnet_poly_lr(double lr0, uint64_t step, uint64_t total_steps, 
 
 // >>models
 //
-// The networks of the paper by name: CLS, SEG or CLS+SEG with CLS "resnet50" and SEG "unet" or
-// "resunet". Parameters are named as in torchvision, behind "cls." and "seg.", with "fuse.0" to
-// "fuse.4", "dec.dec4" to "dec.dec1", "dec.head" and "fc".
+// The networks of the paper by name: CLS, SEG or CLS+SEG with CLS "resnet50", "inception_v3" or
+// "arlnet50" and SEG "unet" or "resunet". Parameters are named as in torchvision, behind "cls." and
+// "seg.", with "fuse.0" to "fuse.4", "dec.dec4" to "dec.dec1", "dec.head" and "fc".
 
 typedef enum clnet_fusion {
     CLNET_FUSION_SHARED,  // one output of a fusion module for both tasks (equations 1 and 4)
@@ -540,12 +551,13 @@ typedef struct clnet_model_desc {
     const char *name;      // NULL = "resnet50+unet"
     int classes;           // 0 = 3: melanoma, seborrheic keratosis, nevus
     double width;          // 0 = 1; scales every channel count c to max(1, floor(c width + 1/2))
-    int size[2];           // 0 = 224; height and width of the input, 32 to 16384
+    int size[2];           // 0 = 224; height and width of the input, 32 (inception_v3: 75) to 16384
     int batch;             // 0 = 1; the largest batch
     clnet_fusion fusion;   // 0 = shared
     clnet_purpose purpose; // 0 = forward only
     const clnet_recipe *recipe; // NULL = the paper's; for CLNET_TRAIN
     bool keep_all;              // every activation can be read after a run
+    bool no_dropout;            // in training too: for comparisons
     bool plan_only;             // shapes and the memory plan, no memory: for clnet_model_plan
     uint64_t seed;              // of the initial weights and of dropout
 } clnet_model_desc;
@@ -967,6 +979,23 @@ CLNET_API void clnet_ref_scale_channels_backward(clnet_real *dx, clnet_real *dga
                                                  const clnet_real *dy, const clnet_real *x,
                                                  const clnet_real *gate, size_t gate_stride,
                                                  const clnet_sizes *s);
+// top, sum (N,C): the largest f of an image's channel, the sum of exp(f - top). Backward writes dot
+// (N,C), the sum over the pixels of S x dy, and dalpha is the sum of all of dot.
+typedef struct clnet_attention_residual_sizes {
+    int N, C, H, W; // f, x, y (N,C,H,W)
+    size_t f_stride, x_stride, y_stride;
+    size_t rows; // distance between the images of top, sum and dot; 0 = C
+} clnet_attention_residual_sizes;
+CLNET_API void clnet_ref_attention_residual_forward(clnet_real *y, clnet_real *top, clnet_real *sum,
+                                                    const clnet_real *f, const clnet_real *x,
+                                                    const clnet_real *alpha,
+                                                    const clnet_attention_residual_sizes *s);
+CLNET_API void clnet_ref_attention_residual_backward(clnet_real *df, clnet_real *dx,
+                                                     clnet_real *dot, const clnet_real *dy,
+                                                     const clnet_real *f, const clnet_real *x,
+                                                     const clnet_real *alpha, const clnet_real *top,
+                                                     const clnet_real *sum,
+                                                     const clnet_attention_residual_sizes *s);
 // Both directions: y (or dx) = x (or dy) times the mask drawn from (seed, stream); `add` in backward.
 CLNET_API void clnet_ref_dropout(clnet_real *y, const clnet_real *x, bool add, double p,
                                  uint64_t seed, uint64_t stream, const clnet_sizes *s);
@@ -1018,6 +1047,7 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
     X(CONCAT, concat, IMAGES, 0)                                                                   \
     X(ADD, add, IMAGES_AND_CHANNELS, 0)                                                            \
     X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS, CLNET_READS(0) | CLNET_READS(1))        \
+    X(ATTENTION_RESIDUAL, attention_residual, WHOLE, CLNET_READS(0) | CLNET_READS(1))              \
     X(DROPOUT, dropout, WHOLE, 0)                                                                  \
     X(FOCAL_LOSS, focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                              \
     X(MASK_FOCAL_LOSS, mask_focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                    \
@@ -1084,7 +1114,7 @@ struct clnet_node {
     clnet_tensor *in[CLNET_MAX_INPUTS]; // activations first, then weights; NULL: none (a bias)
     int inputs;
     clnet_tensor *out;
-    clnet_tensor *saved[2];
+    clnet_tensor *saved[3];
     bool in_place; // in[0] lies inside out, its gradient too
     bool backward; // takes part in backward
     union {
@@ -2522,6 +2552,11 @@ static size_t clnet__row(int n, int h, int w, int H, int W) {
 static int clnet__mod(size_t value, int size) { return (int)(value % (size_t)size); }
 
 static clnet_real *clnet__offset(clnet_real *p, size_t n) { return p ? p + n : NULL; }
+
+// An operation on one piece of a node. An operation that the list leaves whole may cut itself: into
+// the pieces of images and channels that the threads share.
+typedef void clnet__pass(clnet_graph *g, clnet_node *node, const clnet__piece *piece);
+static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass);
 
 // The sizes of the piece of an operation that keeps the shape of in[0].
 static clnet_sizes clnet__sizes(const clnet_node *node, const clnet__piece *p) {
@@ -3967,6 +4002,207 @@ clnet_tensor *clnet_scale_channels(clnet_graph *g, clnet_tensor *x, clnet_tensor
     return node ? clnet__output(node, x->shape[0], x->shape[1], x->shape[2], x->shape[3]) : NULL;
 }
 
+// >>attention_residual
+// y = f + x + alpha S x with S = exp(f - top) / sum over the pixels of one image's channel.
+// backward, with the upstream dy: the last term gives S the slope alpha x dy, and softmax passes on
+//     df += dy + alpha S (x dy - dot), dot = sum over the pixels of S x dy
+//     dx += dy (1 + alpha S)
+//     dalpha += sum of dot over all images and channels, in that order
+
+static clnet_attention_residual_sizes
+clnet__attention_residual_defaults(const clnet_attention_residual_sizes *sizes) {
+    clnet_attention_residual_sizes s = *sizes;
+    const size_t C = (size_t)s.C;
+    s.f_stride = clnet__or_size(s.f_stride, C);
+    s.x_stride = clnet__or_size(s.x_stride, C);
+    s.y_stride = clnet__or_size(s.y_stride, C);
+    s.rows = clnet__or_size(s.rows, C);
+    return s;
+}
+
+// top and sum of some channels; the exponentials stay in e.
+static void clnet__attention_sums(clnet_real *e, clnet_real *top, double *sum, const clnet_real *f,
+                                  size_t pixels, size_t e_stride, size_t f_stride, int count) {
+    for (int c = 0; c < count; c++) {
+        top[c] = f[c];
+        sum[c] = 0;
+    }
+    for (size_t p = 1; p < pixels; p++) {
+        for (int c = 0; c < count; c++) {
+            top[c] = (f + p * f_stride)[c] > top[c] ? (f + p * f_stride)[c] : top[c];
+        }
+    }
+    for (size_t p = 0; p < pixels; p++) {
+        for (int c = 0; c < count; c++) {
+            const double v = exp((double)(f + p * f_stride)[c] - (double)top[c]);
+            (e + p * e_stride)[c] = (clnet_real)v;
+            sum[c] += v;
+        }
+    }
+}
+
+void clnet_ref_attention_residual_forward(clnet_real *y, clnet_real *top, clnet_real *sum,
+                                          const clnet_real *f, const clnet_real *x,
+                                          const clnet_real *alpha,
+                                          const clnet_attention_residual_sizes *sizes) {
+    const clnet_attention_residual_sizes s = clnet__attention_residual_defaults(sizes);
+    const size_t pixels = clnet__volume(1, s.H, s.W);
+    for (size_t n = 0; n < (size_t)s.N; n++) {
+        for (int c0 = 0; c0 < s.C; c0 += CLNET__CHANNEL_BLOCK) {
+            const int count = clnet__min(s.C - c0, CLNET__CHANNEL_BLOCK);
+            const clnet_real *fn = f + n * pixels * s.f_stride + c0;
+            const clnet_real *xn = x + n * pixels * s.x_stride + c0;
+            clnet_real *yn = y + n * pixels * s.y_stride + c0;
+            double total[CLNET__CHANNEL_BLOCK], factor[CLNET__CHANNEL_BLOCK];
+            clnet__attention_sums(yn, top + n * s.rows + c0, total, fn, pixels, s.y_stride,
+                                  s.f_stride, count);
+            for (int c = 0; c < count; c++) {
+                (sum + n * s.rows)[c0 + c] = (clnet_real)total[c];
+                factor[c] = (double)*alpha / total[c];
+            }
+            for (size_t p = 0; p < pixels; p++) {
+                clnet_real *yp = yn + p * s.y_stride;
+                for (int c = 0; c < count; c++) {
+                    const double gain = 1 + factor[c] * (double)yp[c];
+                    yp[c] = (clnet_real)((double)(fn + p * s.f_stride)[c] +
+                                         gain * (double)(xn + p * s.x_stride)[c]);
+                }
+            }
+        }
+    }
+}
+
+// S at one place.
+static double clnet__attention(clnet_real f, clnet_real top, clnet_real sum) {
+    return exp((double)f - (double)top) / (double)sum;
+}
+
+void clnet_ref_attention_residual_backward(clnet_real *df, clnet_real *dx, clnet_real *dot,
+                                           const clnet_real *dy, const clnet_real *f,
+                                           const clnet_real *x, const clnet_real *alpha,
+                                           const clnet_real *top, const clnet_real *sum,
+                                           const clnet_attention_residual_sizes *sizes) {
+    const clnet_attention_residual_sizes s = clnet__attention_residual_defaults(sizes);
+    const size_t pixels = clnet__volume(1, s.H, s.W);
+    for (size_t n = 0; n < (size_t)s.N; n++) {
+        for (int c0 = 0; c0 < s.C; c0 += CLNET__CHANNEL_BLOCK) {
+            const int count = clnet__min(s.C - c0, CLNET__CHANNEL_BLOCK);
+            const clnet_real *t = top + n * s.rows + c0, *z = sum + n * s.rows + c0;
+            double total[CLNET__CHANNEL_BLOCK] = {0};
+            for (size_t i = n * pixels; i < (n + 1) * pixels; i++) {
+                const clnet_real *fp = f + i * s.f_stride + c0, *xp = x + i * s.x_stride + c0;
+                const clnet_real *dyp = dy + i * s.y_stride + c0;
+                for (int c = 0; c < count; c++) {
+                    total[c] +=
+                        clnet__attention(fp[c], t[c], z[c]) * (double)xp[c] * (double)dyp[c];
+                }
+            }
+            for (int c = 0; c < count; c++) {
+                (dot + n * s.rows)[c0 + c] = (clnet_real)total[c];
+            }
+            for (size_t i = n * pixels; (df || dx) && i < (n + 1) * pixels; i++) {
+                const clnet_real *fp = f + i * s.f_stride + c0, *xp = x + i * s.x_stride + c0;
+                const clnet_real *dyp = dy + i * s.y_stride + c0;
+                for (int c = 0; c < count; c++) {
+                    const double share = (double)*alpha * clnet__attention(fp[c], t[c], z[c]),
+                                 d = (double)dyp[c];
+                    if (df) {
+                        (df + i * s.f_stride)[c0 + c] +=
+                            (clnet_real)(d + share * ((double)xp[c] * d - total[c]));
+                    }
+                    if (dx) {
+                        (dx + i * s.x_stride)[c0 + c] += (clnet_real)(d * (1 + share));
+                    }
+                }
+            }
+        }
+    }
+}
+
+static clnet_attention_residual_sizes clnet__attention_residual_sizes(const clnet_node *node,
+                                                                      const clnet__piece *p) {
+    const clnet_tensor *f = node->in[0];
+    return (clnet_attention_residual_sizes){.N = p->n1 - p->n0,
+                                            .C = p->c1 - p->c0,
+                                            .H = f->shape[2],
+                                            .W = f->shape[3],
+                                            .f_stride = f->stride,
+                                            .x_stride = node->in[1]->stride,
+                                            .y_stride = node->out->stride,
+                                            .rows = (size_t)f->shape[1]};
+}
+
+// in: f, x, alpha; saved: top, sum, dot.
+static void clnet__attention_residual_values(clnet_graph *g, clnet_node *node,
+                                             const clnet__piece *p) {
+    (void)g;
+    const clnet_attention_residual_sizes s = clnet__attention_residual_sizes(node, p);
+    const clnet_tensor *f = node->in[0], *x = node->in[1], *y = node->out;
+    const size_t row = clnet__at(node->saved[0], p->n0, p->c0);
+    clnet_ref_attention_residual_forward(
+        clnet__value(y) + clnet__at(y, p->n0, p->c0), clnet__value(node->saved[0]) + row,
+        clnet__value(node->saved[1]) + row, clnet__value(f) + clnet__at(f, p->n0, p->c0),
+        clnet__value(x) + clnet__at(x, p->n0, p->c0), clnet__value(node->in[2]), &s);
+}
+
+static void clnet__attention_residual_slopes(clnet_graph *g, clnet_node *node,
+                                             const clnet__piece *p) {
+    (void)g;
+    const clnet_attention_residual_sizes s = clnet__attention_residual_sizes(node, p);
+    const clnet_tensor *f = node->in[0], *x = node->in[1], *y = node->out;
+    const size_t at_f = clnet__at(f, p->n0, p->c0), at_x = clnet__at(x, p->n0, p->c0);
+    const size_t row = clnet__at(node->saved[0], p->n0, p->c0);
+    clnet_ref_attention_residual_backward(
+        clnet__offset(clnet__grad(f), at_f), clnet__offset(clnet__grad(x), at_x),
+        clnet__value(node->saved[2]) + row, clnet__grad(y) + clnet__at(y, p->n0, p->c0),
+        clnet__value(f) + at_f, clnet__value(x) + at_x, clnet__value(node->in[2]),
+        clnet__value(node->saved[0]) + row, clnet__value(node->saved[1]) + row, &s);
+}
+
+static void clnet__attention_residual_forward(clnet_graph *g, clnet_node *node,
+                                              const clnet__piece *p) {
+    (void)p;
+    clnet__in_pieces(g, node, clnet__attention_residual_values);
+}
+
+static void clnet__attention_residual_backward(clnet_graph *g, clnet_node *node,
+                                               const clnet__piece *p) {
+    clnet__in_pieces(g, node, clnet__attention_residual_slopes);
+    if (clnet__grad(node->in[2])) {
+        const clnet_real *dot = clnet__value(node->saved[2]);
+        double sum = 0;
+        for (size_t i = 0; i < clnet__volume(p->n1, p->c1, 1); i++) {
+            sum += (double)dot[i];
+        }
+        *clnet__grad(node->in[2]) += (clnet_real)sum;
+    }
+}
+
+clnet_tensor *clnet_attention_residual(clnet_graph *g, clnet_tensor *f, clnet_tensor *x,
+                                       const clnet_attention_residual_desc *d) {
+    clnet_tensor *in[3] = {f, x, NULL};
+    if (!clnet__valid(in, 2)) {
+        return NULL;
+    }
+    if (!d->name || memcmp(f->shape, x->shape, sizeof f->shape)) {
+        return clnet__refuse(f,
+                             "attention_residual %s: needs a name and equal shapes, found "
+                             "(%d,%d,%d,%d) and (%d,%d,%d,%d)",
+                             d->name ? d->name : "", f->shape[0], f->shape[1], f->shape[2],
+                             f->shape[3], x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
+    }
+    const int one[4] = {1, 1, 1, 1};
+    in[2] = clnet__weight(g, d->name, "alpha", 1, one, CLNET_INITIAL_CONSTANT,
+                          clnet__or_double(d->alpha, 0.001));
+    clnet_node *node = clnet__node(g, CLNET_OP_ATTENTION_RESIDUAL, in, 3);
+    for (int i = 0; node && i < 3; i++) {
+        if (!clnet__saved(node, i, f->shape[0], f->shape[1], 1, 1, false)) {
+            return NULL;
+        }
+    }
+    return node ? clnet__output(node, f->shape[0], f->shape[1], f->shape[2], f->shape[3]) : NULL;
+}
+
 // >>dropout
 // training: y = x / (1 - p) where the draw for this number is at least p, else 0; backward: the same
 // of dy. Nothing is saved: the draw depends on (seed, stream, index in dense (N,H,W,C) order) alone.
@@ -5376,7 +5612,7 @@ double clnet_tensor_item(clnet_tensor *t) {
 
 // >>cpu
 // The CPU's backend: nodes are cut into pieces of images and channels, each of which one thread
-// computes with the plain loops; convolutions and linear layers cut themselves.
+// computes with the plain loops; convolutions, linear layers and attention cut themselves.
 
 typedef enum clnet__cut {
     CLNET__CUT_WHOLE,
@@ -5384,8 +5620,6 @@ typedef enum clnet__cut {
     CLNET__CUT_CHANNELS,
     CLNET__CUT_IMAGES_AND_CHANNELS
 } clnet__cut;
-
-typedef void clnet__pass(clnet_graph *g, clnet_node *node, const clnet__piece *piece);
 
 typedef struct clnet__cpu_op {
     clnet__pass *forward, *backward;
@@ -5439,21 +5673,29 @@ static clnet_result clnet__cpu_run(clnet_graph *g, clnet_node *node, clnet__pass
     return CLNET_OK;
 }
 
+static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass) {
+    clnet__cpu_run(g, node, pass, CLNET__CUT_IMAGES_AND_CHANNELS);
+}
+
+// Bytes of the numbers of a tensor, without what lies between its pixels.
+static double clnet__own_bytes(const clnet_tensor *t) {
+    return t ? (double)clnet_tensor_count(t) * (t->integer ? sizeof(int32_t) : sizeof(clnet_real))
+             : 0;
+}
+
 // Bytes of the tensors that a pass of a node reads and writes, a sum that is added to as both.
 static double clnet__traffic(const clnet_node *node, bool backward) {
-    const clnet_tensor *out = node->out;
-    double bytes = (double)clnet__tensor_bytes(out); // written, or its gradient read
+    double bytes = clnet__own_bytes(node->out); // written, or its gradient read
     if (backward && clnet__reads(node->op) & CLNET_READS_OUT) {
-        bytes += (double)clnet__tensor_bytes(out);
+        bytes += clnet__own_bytes(node->out);
     }
     for (int i = 0; i < node->inputs; i++) {
         const clnet_tensor *x = node->in[i];
         const bool values = !backward || clnet__reads(node->op) & CLNET_READS(i);
-        const int times = x ? values + 2 * (backward && x->grad_memory) : 0;
-        bytes += times ? times * (double)clnet__tensor_bytes(x) : 0;
+        bytes += (values + 2 * (backward && x && x->grad_memory)) * clnet__own_bytes(x);
     }
-    for (int i = 0; i < 2; i++) {
-        bytes += node->saved[i] ? (double)clnet__tensor_bytes(node->saved[i]) : 0;
+    for (size_t i = 0; i < sizeof node->saved / sizeof *node->saved; i++) {
+        bytes += clnet__own_bytes(node->saved[i]);
     }
     return bytes;
 }
@@ -7691,14 +7933,15 @@ int clnet_scale_width(int channels, double width) {
 static clnet_tensor *clnet__conv_bn(const clnet__net *net, clnet_tensor *x, const char *prefix,
                                     const char *conv, const char *bn, int channels, int kernel,
                                     int stride) {
+    const clnet__label conv_name = clnet__name(prefix, conv), bn_name = clnet__name(prefix, bn);
     const clnet_conv2d_desc d = {.out_channels = channels,
                                  .kernel_size = {kernel, kernel},
                                  .stride = {stride, stride},
                                  .padding = {kernel / 2, kernel / 2},
                                  .no_bias = true,
-                                 .name = clnet__name(prefix, conv).text};
+                                 .name = conv_name.text};
     clnet_tensor *y = clnet_conv2d(net->g, x, &d);
-    const clnet_batch_norm_desc b = {.name = clnet__name(prefix, bn).text};
+    const clnet_batch_norm_desc b = {.name = bn_name.text};
     return clnet_batch_norm(net->g, y, &b);
 }
 
@@ -7710,9 +7953,10 @@ static clnet_tensor *clnet__double(const clnet__net *net, clnet_tensor *x, const
     return clnet_tensor_rename(x, name);
 }
 
-// ResNet-50's block (He et al. 2016), with torchvision's names and its stride on the 3x3.
+// ResNet-50's block (He et al. 2016), with torchvision's names and its stride on the 3x3. That of
+// ARLNet50 (Zhang et al. 2019) pays attention to where its own output is large.
 static clnet_tensor *clnet__bottleneck(const clnet__net *net, clnet_tensor *x, const char *name,
-                                       int planes, int stride, bool downsample) {
+                                       int planes, int stride, bool downsample, bool attention) {
     const int middle = clnet_scale_width(planes, net->width),
               out = clnet_scale_width(4 * planes, net->width);
     clnet_tensor *y =
@@ -7722,12 +7966,14 @@ static clnet_tensor *clnet__bottleneck(const clnet__net *net, clnet_tensor *x, c
     if (downsample) {
         x = clnet__conv_bn(net, x, name, ".downsample.0", ".downsample.1", out, 1, stride);
     }
-    return clnet_tensor_rename(clnet_relu(net->g, clnet_add(net->g, y, x)), name);
+    const clnet_attention_residual_desc d = {.name = name};
+    y = attention ? clnet_attention_residual(net->g, y, x, &d) : clnet_add(net->g, y, x);
+    return clnet_tensor_rename(clnet_relu(net->g, y), name);
 }
 
 // Stage 1: conv1, bn1, ReLU; stages 2 to 5: layer1 to layer4.
-static void clnet__resnet50(const clnet__net *net, clnet_tensor *x, const char *prefix,
-                            clnet_tensor *stage[5]) {
+static void clnet__residual_network(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                                    bool attention, clnet_tensor *stage[5]) {
     static const int blocks[4] = {3, 4, 6, 3};
     x = clnet__conv_bn(net, x, prefix, "conv1", "bn1", clnet_scale_width(64, net->width), 7, 2);
     stage[0] = x = clnet_tensor_rename(clnet_relu(net->g, x), clnet__name(prefix, "relu").text);
@@ -7739,9 +7985,161 @@ static void clnet__resnet50(const clnet__net *net, clnet_tensor *x, const char *
         snprintf(layer, sizeof layer, "%slayer%d", prefix, i + 1);
         for (int k = 0; k < blocks[i]; k++) {
             snprintf(name, sizeof name, "%s.%d", layer, k);
-            x = clnet__bottleneck(net, x, name, 64 << i, k == 0 && i > 0 ? 2 : 1, k == 0);
+            x = clnet__bottleneck(net, x, name, 64 << i, k == 0 && i > 0 ? 2 : 1, k == 0,
+                                  attention);
         }
         stage[i + 1] = clnet_tensor_rename(x, layer);
+    }
+}
+
+static void clnet__resnet50(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                            clnet_tensor *stage[5]) {
+    clnet__residual_network(net, x, prefix, false, stage);
+}
+
+static void clnet__arlnet50(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                            clnet_tensor *stage[5]) {
+    clnet__residual_network(net, x, prefix, true, stage);
+}
+
+// Inception v3 (Szegedy et al. 2016), in torchvision's form, names and order of concatenation,
+// without the auxiliary head. Its convolutions are "basic": conv without bias, BN, ReLU.
+typedef struct clnet__inception {
+    const clnet__net *net;
+    const char *prefix; // of the names: "cls.", "cls.Mixed_5b."
+} clnet__inception;
+
+static clnet_tensor *clnet__basic_conv(const clnet__inception *in, clnet_tensor *x,
+                                       const char *suffix, int channels, int KH, int KW, int stride,
+                                       bool padded) {
+    const clnet__label name = clnet__name(in->prefix, suffix);
+    const clnet__label conv = clnet__name(name.text, ".conv"), bn = clnet__name(name.text, ".bn");
+    const clnet_conv2d_desc d = {.out_channels = clnet_scale_width(channels, in->net->width),
+                                 .kernel_size = {KH, KW},
+                                 .stride = {stride, stride},
+                                 .padding = {padded ? KH / 2 : 0, padded ? KW / 2 : 0},
+                                 .no_bias = true,
+                                 .name = conv.text};
+    x = clnet_conv2d(in->net->g, x, &d);
+    const clnet_batch_norm_desc b = {.eps = 1e-3, .name = bn.text};
+    x = clnet_relu(in->net->g, clnet_batch_norm(in->net->g, x, &b));
+    return clnet_tensor_rename(x, name.text);
+}
+
+// A convolution inside a block: the size stays with stride 1; stride 2 has no padding.
+static clnet_tensor *clnet__branch(const clnet__inception *in, clnet_tensor *x, const char *name,
+                                   int channels, int KH, int KW, int stride) {
+    return clnet__basic_conv(in, x, name, channels, KH, KW, stride, stride == 1);
+}
+
+// The last branch of a block that keeps the size: an average over 3x3, zeros around counted.
+static clnet_tensor *clnet__pool_branch(const clnet__inception *in, clnet_tensor *x, int channels) {
+    const clnet_pool2d_desc pool = {.kernel_size = {3, 3}, .stride = {1, 1}, .padding = {1, 1}};
+    return clnet__branch(in, clnet_avg_pool2d(in->net->g, x, &pool), "branch_pool", channels, 1, 1,
+                         1);
+}
+
+// Between blocks, and in those that halve the size.
+static clnet_tensor *clnet__pool_by_half(const clnet__inception *in, clnet_tensor *x) {
+    return clnet_max_pool2d(in->net->g, x,
+                            &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {2, 2}});
+}
+
+// 35 x 35 of 299: 1x1, 5x5, two 3x3, pooling. channels: of the pooling's branch.
+static clnet_tensor *clnet__inception_a(const clnet__inception *in, clnet_tensor *x, int channels) {
+    clnet_tensor *y[4] = {clnet__branch(in, x, "branch1x1", 64, 1, 1, 1)};
+    y[1] = clnet__branch(in, x, "branch5x5_1", 48, 1, 1, 1);
+    y[1] = clnet__branch(in, y[1], "branch5x5_2", 64, 5, 5, 1);
+    y[2] = clnet__branch(in, x, "branch3x3dbl_1", 64, 1, 1, 1);
+    y[2] = clnet__branch(in, y[2], "branch3x3dbl_2", 96, 3, 3, 1);
+    y[2] = clnet__branch(in, y[2], "branch3x3dbl_3", 96, 3, 3, 1);
+    y[3] = clnet__pool_branch(in, x, channels);
+    return clnet_concat(in->net->g, y, 4);
+}
+
+// 35 x 35 to 17 x 17.
+static clnet_tensor *clnet__inception_b(const clnet__inception *in, clnet_tensor *x, int unused) {
+    (void)unused;
+    clnet_tensor *y[3] = {clnet__branch(in, x, "branch3x3", 384, 3, 3, 2)};
+    y[1] = clnet__branch(in, x, "branch3x3dbl_1", 64, 1, 1, 1);
+    y[1] = clnet__branch(in, y[1], "branch3x3dbl_2", 96, 3, 3, 1);
+    y[1] = clnet__branch(in, y[1], "branch3x3dbl_3", 96, 3, 3, 2);
+    y[2] = clnet__pool_by_half(in, x);
+    return clnet_concat(in->net->g, y, 3);
+}
+
+// 17 x 17: 1x1, 7x7 as 1x7 and 7x1, two of these, pooling. channels: between the 7x7 convolutions.
+static clnet_tensor *clnet__inception_c(const clnet__inception *in, clnet_tensor *x, int channels) {
+    clnet_tensor *y[4] = {clnet__branch(in, x, "branch1x1", 192, 1, 1, 1)};
+    y[1] = clnet__branch(in, x, "branch7x7_1", channels, 1, 1, 1);
+    y[1] = clnet__branch(in, y[1], "branch7x7_2", channels, 1, 7, 1);
+    y[1] = clnet__branch(in, y[1], "branch7x7_3", 192, 7, 1, 1);
+    y[2] = clnet__branch(in, x, "branch7x7dbl_1", channels, 1, 1, 1);
+    y[2] = clnet__branch(in, y[2], "branch7x7dbl_2", channels, 7, 1, 1);
+    y[2] = clnet__branch(in, y[2], "branch7x7dbl_3", channels, 1, 7, 1);
+    y[2] = clnet__branch(in, y[2], "branch7x7dbl_4", channels, 7, 1, 1);
+    y[2] = clnet__branch(in, y[2], "branch7x7dbl_5", 192, 1, 7, 1);
+    y[3] = clnet__pool_branch(in, x, 192);
+    return clnet_concat(in->net->g, y, 4);
+}
+
+// 17 x 17 to 8 x 8.
+static clnet_tensor *clnet__inception_d(const clnet__inception *in, clnet_tensor *x, int unused) {
+    (void)unused;
+    clnet_tensor *y[3] = {clnet__branch(in, x, "branch3x3_1", 192, 1, 1, 1)};
+    y[0] = clnet__branch(in, y[0], "branch3x3_2", 320, 3, 3, 2);
+    y[1] = clnet__branch(in, x, "branch7x7x3_1", 192, 1, 1, 1);
+    y[1] = clnet__branch(in, y[1], "branch7x7x3_2", 192, 1, 7, 1);
+    y[1] = clnet__branch(in, y[1], "branch7x7x3_3", 192, 7, 1, 1);
+    y[1] = clnet__branch(in, y[1], "branch7x7x3_4", 192, 3, 3, 2);
+    y[2] = clnet__pool_by_half(in, x);
+    return clnet_concat(in->net->g, y, 3);
+}
+
+// 8 x 8: 1x1, 3x3 as 1x3 beside 3x1, the same behind a 3x3, pooling.
+static clnet_tensor *clnet__inception_e(const clnet__inception *in, clnet_tensor *x, int unused) {
+    (void)unused;
+    clnet_tensor *y[6] = {clnet__branch(in, x, "branch1x1", 320, 1, 1, 1)};
+    clnet_tensor *z = clnet__branch(in, x, "branch3x3_1", 384, 1, 1, 1);
+    y[1] = clnet__branch(in, z, "branch3x3_2a", 384, 1, 3, 1);
+    y[2] = clnet__branch(in, z, "branch3x3_2b", 384, 3, 1, 1);
+    z = clnet__branch(in, x, "branch3x3dbl_1", 448, 1, 1, 1);
+    z = clnet__branch(in, z, "branch3x3dbl_2", 384, 3, 3, 1);
+    y[3] = clnet__branch(in, z, "branch3x3dbl_3a", 384, 1, 3, 1);
+    y[4] = clnet__branch(in, z, "branch3x3dbl_3b", 384, 3, 1, 1);
+    y[5] = clnet__pool_branch(in, x, 192);
+    return clnet_concat(in->net->g, y, 6);
+}
+
+// Stages behind Conv2d_2b, Conv2d_4a, Mixed_5d, Mixed_6e and Mixed_7c.
+static void clnet__inception_v3(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                                clnet_tensor *stage[5]) {
+    static const struct {
+        const char *name;
+        clnet_tensor *(*block)(const clnet__inception *in, clnet_tensor *x, int channels);
+        int channels, stage;
+    } mixed[] = {{"Mixed_5b", clnet__inception_a, 32, 0},  {"Mixed_5c", clnet__inception_a, 64, 0},
+                 {"Mixed_5d", clnet__inception_a, 64, 3},  {"Mixed_6a", clnet__inception_b, 0, 0},
+                 {"Mixed_6b", clnet__inception_c, 128, 0}, {"Mixed_6c", clnet__inception_c, 160, 0},
+                 {"Mixed_6d", clnet__inception_c, 160, 0}, {"Mixed_6e", clnet__inception_c, 192, 4},
+                 {"Mixed_7a", clnet__inception_d, 0, 0},   {"Mixed_7b", clnet__inception_e, 0, 0},
+                 {"Mixed_7c", clnet__inception_e, 0, 5}};
+    const clnet__inception stem = {net, prefix};
+    x = clnet__basic_conv(&stem, x, "Conv2d_1a_3x3", 32, 3, 3, 2, false);
+    x = clnet__basic_conv(&stem, x, "Conv2d_2a_3x3", 32, 3, 3, 1, false);
+    stage[0] = x = clnet__basic_conv(&stem, x, "Conv2d_2b_3x3", 64, 3, 3, 1, true);
+    x = clnet_tensor_rename(clnet__pool_by_half(&stem, x), clnet__name(prefix, "maxpool1").text);
+    x = clnet__basic_conv(&stem, x, "Conv2d_3b_1x1", 80, 1, 1, 1, false);
+    stage[1] = x = clnet__basic_conv(&stem, x, "Conv2d_4a_3x3", 192, 3, 3, 1, false);
+    x = clnet_tensor_rename(clnet__pool_by_half(&stem, x), clnet__name(prefix, "maxpool2").text);
+    for (size_t i = 0; i < sizeof mixed / sizeof *mixed; i++) {
+        const clnet__label name = clnet__name(prefix, mixed[i].name);
+        const clnet__label inside = clnet__name(name.text, ".");
+        const clnet__inception in = {net, inside.text};
+        x = clnet_tensor_rename(mixed[i].block(&in, x, mixed[i].channels), name.text);
+        if (mixed[i].stage) {
+            stage[mixed[i].stage - 1] = x;
+        }
     }
 }
 
@@ -7763,13 +8161,12 @@ static clnet_tensor *clnet__se(const clnet__net *net, clnet_tensor *x, const cha
         return NULL;
     }
     const int C = clnet_tensor_size(x, 1);
-    const clnet_conv2d_desc fc1 = {.out_channels = clnet__max(1, C / 16),
-                                   .kernel_size = {1, 1},
-                                   .name = clnet__name(name, ".fc1").text};
+    const clnet__label first = clnet__name(name, ".fc1"), second = clnet__name(name, ".fc2");
+    const clnet_conv2d_desc fc1 = {
+        .out_channels = clnet__max(1, C / 16), .kernel_size = {1, 1}, .name = first.text};
     clnet_tensor *s =
         clnet_relu(net->g, clnet_conv2d(net->g, clnet_global_avg_pool(net->g, x), &fc1));
-    const clnet_conv2d_desc fc2 = {
-        .out_channels = C, .kernel_size = {1, 1}, .name = clnet__name(name, ".fc2").text};
+    const clnet_conv2d_desc fc2 = {.out_channels = C, .kernel_size = {1, 1}, .name = second.text};
     s = clnet_sigmoid(net->g, clnet_conv2d(net->g, s, &fc2));
     return clnet_tensor_rename(clnet_scale_channels(net->g, x, s), name);
 }
@@ -7806,14 +8203,16 @@ static void clnet__fuse(const clnet__net *net, clnet_tensor *ec, clnet_tensor *e
     }
 }
 
-// Equation 1: fc of the concatenated averages of the stages that the classification reads.
+// Equation 1: fc of the concatenated averages of the stages that the classification reads, some of
+// which are dropped in training.
 static clnet_tensor *clnet__classify(const clnet__net *net, clnet_tensor *const *stage, int count,
-                                     int classes) {
+                                     double dropout, int classes) {
     clnet_tensor *averages[5];
     for (int i = 0; i < count; i++) {
         averages[i] = clnet_global_avg_pool(net->g, stage[i]);
     }
     clnet_tensor *x = count > 1 ? clnet_concat(net->g, averages, count) : averages[0];
+    x = dropout > 0 ? clnet_dropout(net->g, x, dropout) : x;
     const clnet_linear_desc fc = {.out_features = classes, .name = "fc"};
     return clnet_linear(net->g, x, &fc);
 }
@@ -7834,29 +8233,34 @@ static clnet_tensor *clnet__decode(const clnet__net *net, clnet_tensor *const *s
     return clnet__resize_like(net, clnet_conv2d(net->g, x, &head), image);
 }
 
-typedef void clnet__encoder(const clnet__net *net, clnet_tensor *x, const char *prefix,
-                            clnet_tensor *stage[5]);
+typedef struct clnet__encoder {
+    const char *name;
+    bool classifier;
+    void (*append)(const clnet__net *net, clnet_tensor *x, const char *prefix,
+                   clnet_tensor *stage[5]);
+    int smallest;   // height and width of the input
+    double dropout; // before fc, where the encoder stands alone
+} clnet__encoder;
 
 // The encoder that a part of a model's name stands for, NULL where it is none of that kind.
-static clnet__encoder *clnet__encoder_of(const char *name, size_t length, bool classifier) {
-    static const struct {
-        const char *name;
-        bool classifier;
-        clnet__encoder *encoder;
-    } all[] = {{"resnet50", true, clnet__resnet50},
-               {"unet", false, clnet__unet},
-               {"resunet", false, clnet__resnet50}};
+static const clnet__encoder *clnet__encoder_of(const char *name, size_t length, bool classifier) {
+    static const clnet__encoder all[] = {{"resnet50", true, clnet__resnet50, 32, 0},
+                                         {"inception_v3", true, clnet__inception_v3, 75, 0.5},
+                                         {"arlnet50", true, clnet__arlnet50, 32, 0},
+                                         {"unet", false, clnet__unet, 32, 0},
+                                         {"resunet", false, clnet__resnet50, 32, 0}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (all[i].classifier == classifier && strlen(all[i].name) == length &&
             !memcmp(all[i].name, name, length)) {
-            return all[i].encoder;
+            return &all[i];
         }
     }
     return NULL;
 }
 
 // Splits CLS, SEG or CLS+SEG; false: no such network.
-static bool clnet__parse_name(const char *name, clnet__encoder **cls, clnet__encoder **seg) {
+static bool clnet__parse_name(const char *name, const clnet__encoder **cls,
+                              const clnet__encoder **seg) {
     const char *plus = strchr(name, '+');
     if (plus) {
         *cls = clnet__encoder_of(name, (size_t)(plus - name), true);
@@ -7868,14 +8272,15 @@ static bool clnet__parse_name(const char *name, clnet__encoder **cls, clnet__enc
     return *cls || *seg;
 }
 
-static void clnet__build_network(clnet_model *m, clnet__encoder *cls, clnet__encoder *seg) {
+static void clnet__build_network(clnet_model *m, const clnet__encoder *cls,
+                                 const clnet__encoder *seg) {
     const clnet__net net = {m->graph, m->desc.width, m->desc.fusion == CLNET_FUSION_PER_TASK};
     clnet_tensor *ec[5] = {NULL}, *es[5] = {NULL}, *for_seg[5];
     if (cls) {
-        cls(&net, m->image, "cls.", ec);
+        cls->append(&net, m->image, "cls.", ec);
     }
     if (seg) {
-        seg(&net, m->image, "seg.", es);
+        seg->append(&net, m->image, "seg.", es);
     }
     for (int i = 0; i < 5; i++) {
         m->stage[i] = cls ? ec[i] : es[i];
@@ -7890,8 +8295,9 @@ static void clnet__build_network(clnet_model *m, clnet__encoder *cls, clnet__enc
         }
     }
     if (cls) {
-        m->logits =
-            clnet__classify(&net, seg ? m->stage : &m->stage[4], seg ? 5 : 1, m->desc.classes);
+        const bool drop = !seg && m->desc.purpose == CLNET_TRAIN && !m->desc.no_dropout;
+        m->logits = clnet__classify(&net, seg ? m->stage : &m->stage[4], seg ? 5 : 1,
+                                    drop ? cls->dropout : 0, m->desc.classes);
         clnet_tensor_keep(clnet_tensor_rename(m->logits, "logits"));
     }
     if (seg) {
@@ -7950,19 +8356,21 @@ static clnet_result clnet__model_defaults(clnet_context *ctx, clnet_model *m,
     d->batch = clnet__or(d->batch, 1);
     m->recipe = d->recipe ? *d->recipe : clnet_paper_recipe();
     snprintf(m->name, sizeof m->name, "%s", name);
-    clnet__encoder *cls, *seg;
+    const clnet__encoder *cls, *seg;
     if (strlen(name) >= sizeof m->name || !clnet__parse_name(name, &cls, &seg)) {
         return clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
-                           "model \"%.64s\": unknown; there are resnet50, unet, "
-                           "resunet, resnet50+unet and resnet50+resunet",
+                           "model \"%.64s\": unknown; there are resnet50, inception_v3, arlnet50, "
+                           "unet, resunet, and one of the first three + one of the last two",
                            name);
     }
     d->name = m->name;
     d->recipe = &m->recipe;
-    if (d->size[0] < 32 || d->size[1] < 32 || d->size[0] > 16384 || d->size[1] > 16384) {
+    const int smallest = clnet__max(cls ? cls->smallest : 0, seg ? seg->smallest : 0);
+    if (clnet__min(d->size[0], d->size[1]) < smallest ||
+        clnet__max(d->size[0], d->size[1]) > 16384) {
         return clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
-                           "model %s: a size of %d x %d; needed are 32 to 16384", name, d->size[0],
-                           d->size[1]);
+                           "model %s: a size of %d x %d; needed are %d to 16384", name, d->size[0],
+                           d->size[1], smallest);
     }
     if (d->classes < 1 || d->classes > CLNET_MAX_CLASSES || !(d->width > 0) || d->width > 8 ||
         d->batch < 1) {
@@ -7975,7 +8383,7 @@ static clnet_result clnet__model_defaults(clnet_context *ctx, clnet_model *m,
 }
 
 static clnet_result clnet__model_build(clnet_model *m, bool load_next) {
-    clnet__encoder *cls, *seg;
+    const clnet__encoder *cls, *seg;
     clnet__parse_name(m->name, &cls, &seg);
     m->image = clnet_input(m->graph, "image", m->desc.batch, 3, m->desc.size[0], m->desc.size[1]);
     clnet__build_network(m, cls, seg);

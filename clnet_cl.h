@@ -484,7 +484,8 @@ static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d) {
     X(avg_pool2d_forward) X(avg_pool2d_backward)                                                   \
     X(global_avg_pool_forward) X(global_avg_pool_backward)                                         \
     X(upsample_bilinear_forward) X(upsample_bilinear_backward)                                     \
-    X(copy) X(add_forward) X(scale_channels) X(dropout)                                            \
+    X(copy) X(add_forward) X(scale_channels) X(attention_sums) X(attention_statistics)             \
+    X(attention_residual_forward) X(attention_dots) X(attention_residual_backward) X(dropout)      \
     X(focal_loss_forward) X(focal_loss_backward) X(mask_sums)                                      \
     X(mask_focal_loss_forward) X(mask_focal_loss_backward)                                         \
     X(dice_of_images) X(dice_loss_forward) X(dice_loss_backward)                                   \
@@ -1861,6 +1862,59 @@ static clnet_result clnet__cl_scale_channels_backward(clnet_graph *g, clnet_node
     return g->ctx->result;
 }
 
+// >>attention_residual
+// saved: top, sum, dot. The workspace: partial sums of every image's channels, two of each.
+
+static size_t clnet__cl_attention_workspace(const clnet_tensor *f) {
+    return 2 * clnet__cl_image_sums_workspace(f);
+}
+
+static clnet_result clnet__cl_attention_residual_forward(clnet_graph *g, clnet_node *node) {
+    clnet__cl *cl = clnet__cl_of(g->ctx);
+    const clnet_tensor *f = node->in[0], *x = node->in[1], *y = node->out;
+    const size_t C = clnet__cl_channels(f), N = clnet__cl_images(f), pixels = clnet__pixels(f);
+    const size_t slices = clnet__cl_slices(pixels);
+    const clnet__cl_place partial = clnet__cl_scratch(g, 0);
+    const clnet__cl_place top = clnet__cl_value(node->saved[0]),
+                          sum = clnet__cl_value(node->saved[1]);
+    CLNET__CL_RUN(g->ctx, attention_sums, clnet__cl_sums(cl, C, slices, N), AT(partial),
+                  AT(clnet__cl_value(f)), INT(C), INT(pixels), INT(slices), INT(f->stride));
+    CLNET__CL_RUN(g->ctx, attention_statistics, clnet__cl_plane(cl, C, N), AT(top), AT(sum),
+                  AT(partial), INT(C), INT(N), INT(slices));
+    return CLNET__CL_RUN(g->ctx, attention_residual_forward, clnet__cl_elements(cl, y),
+                         AT(clnet__cl_value(y)), AT(clnet__cl_value(f)), AT(clnet__cl_value(x)),
+                         AT(clnet__cl_value(node->in[2])), AT(top), AT(sum), INT(C), INT(N),
+                         INT(pixels), INT(f->stride), INT(x->stride), INT(y->stride));
+}
+
+// alpha's gradient is the sum of all dots: a channel of N C pixels.
+static clnet_result clnet__cl_attention_residual_backward(clnet_graph *g, clnet_node *node) {
+    clnet__cl *cl = clnet__cl_of(g->ctx);
+    const clnet_tensor *f = node->in[0], *x = node->in[1], *y = node->out;
+    const size_t C = clnet__cl_channels(f), N = clnet__cl_images(f), pixels = clnet__pixels(f);
+    const size_t slices = clnet__cl_slices(pixels);
+    const clnet_tensor *dots = node->saved[2];
+    const clnet__cl_place partial = clnet__cl_scratch(g, 0), dot = clnet__cl_value(dots);
+    const clnet__cl_place top = clnet__cl_value(node->saved[0]),
+                          sum = clnet__cl_value(node->saved[1]);
+    CLNET__CL_RUN(g->ctx, attention_dots, clnet__cl_sums(cl, C, slices, N), AT(partial),
+                  AT(clnet__cl_grad(y)), AT(clnet__cl_value(f)), AT(clnet__cl_value(x)), AT(top),
+                  AT(sum), INT(C), INT(pixels), INT(slices), INT(f->stride), INT(x->stride),
+                  INT(y->stride));
+    g->ctx->backend.fill(g->ctx, dots->memory, dots->offset, clnet__tensor_bytes(dots));
+    clnet__cl_add_channel_sums(g->ctx, dot, partial, C, N, pixels, C);
+    CLNET__CL_RUN(g->ctx, attention_residual_backward, clnet__cl_elements(cl, f),
+                  AT(clnet__cl_grad(f)), AT(clnet__cl_grad(x)), AT(clnet__cl_grad(y)),
+                  AT(clnet__cl_value(f)), AT(clnet__cl_value(x)),
+                  AT(clnet__cl_value(node->in[2])), AT(top), AT(sum), AT(dot), INT(C), INT(N),
+                  INT(pixels), INT(f->stride), INT(x->stride), INT(y->stride));
+    if (clnet__cl_grad(node->in[2]).slab) {
+        clnet__cl_channel_sums(g->ctx, partial, dot, 1, 1, N * C, 1);
+        clnet__cl_add_channel_sums(g->ctx, clnet__cl_grad(node->in[2]), partial, 1, 1, N * C, 1);
+    }
+    return g->ctx->result;
+}
+
 // >>dropout
 // A number is kept where its draw, a multiple of 2^-53, is at least p: an exact comparison of whole
 // numbers, so the mask is the CPU's.
@@ -2093,6 +2147,7 @@ static size_t clnet__cl_workspace(clnet_context *ctx, const clnet_node *node) {
     case CLNET_OP_BATCH_NORM: floats = clnet__cl_batch_norm_workspace(node); break;
     case CLNET_OP_GLOBAL_AVG_POOL:
     case CLNET_OP_SCALE_CHANNELS: floats = clnet__cl_image_sums_workspace(node->in[0]); break;
+    case CLNET_OP_ATTENTION_RESIDUAL: floats = clnet__cl_attention_workspace(node->in[0]); break;
     case CLNET_OP_MASK_FOCAL_LOSS:
     case CLNET_OP_DICE_LOSS: floats = clnet__cl_mask_workspace(cl, node); break;
     default: break;

@@ -1123,6 +1123,153 @@ kernel void scale_channels(PLACE(y), PLACE(x), PLACE(gate), const int add, const
     }
 }
 
+// >>attention_residual
+// S = exp(f - top) / sum, with top and sum over the pixels of an image's channel.
+
+// The largest value of the work-items that share get_local_id(0); as group_sum.
+float group_largest(local float2 *shared, const float mine) {
+    const int at = get_local_id(1) * REDUCE_CHANNELS + get_local_id(0);
+    shared[at].x = mine;
+    for (int half_rows = REDUCE_PIXELS / 2; half_rows > 0; half_rows /= 2) {
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (get_local_id(1) < half_rows) {
+            const float other = shared[at + half_rows * REDUCE_CHANNELS].x;
+            shared[at].x = other > shared[at].x ? other : shared[at].x;
+        }
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const float largest = shared[get_local_id(0)].x;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return largest;
+}
+
+// partial = the slice's largest f, and its sum of exp(f - that). Grid: as channel_sums.
+kernel REDUCE_GROUP void attention_sums(PLACE(partial), PLACE(f), const int C, const int pixels,
+                                        const int slices, const int f_stride) {
+    local float2 shared[REDUCE_CHANNELS * REDUCE_PIXELS];
+    OPEN(partial);
+    OPEN(f);
+    const int c = get_global_id(0);
+    float largest = -INFINITY;
+    {
+        SLICE_LOOP(p, pixels, slices) {
+            if (c < C) {
+                const float v = f[((ulong)image * pixels + p) * f_stride + c];
+                largest = v > largest ? v : largest;
+            }
+        }
+    }
+    largest = group_largest(shared, largest);
+    float2 sum = (float2)(0.0f, 0.0f);
+    SLICE_LOOP(p, pixels, slices) {
+        if (c < C) {
+            sum = pair_add(sum, exp(f[((ulong)image * pixels + p) * f_stride + c] - largest));
+        }
+    }
+    const float2 mine = get_local_id(1) == 0 ? (float2)(largest, 0.0f) : (float2)(0.0f, 0.0f);
+    store_partial(partial, shared, mine, slices, C, 2, 0);
+    store_partial(partial, shared, sum, slices, C, 2, 1);
+}
+
+// top and sum of whole channels: every slice's sum counts exp(its top - top). Grid: channels, images.
+kernel void attention_statistics(PLACE(top), PLACE(sum), PLACE(partial), const int C, const int N,
+                                 const int slices) {
+    OPEN(top);
+    OPEN(sum);
+    OPEN(partial);
+    const int c = get_global_id(0), image = get_global_id(1);
+    if (c >= C || image >= N) {
+        return;
+    }
+    float largest = -INFINITY;
+    for (int slice = 0; slice < slices; slice++) {
+        const float v = partial[(((ulong)image * slices + slice) * C + c) * 4];
+        largest = v > largest ? v : largest;
+    }
+    float2 total = (float2)(0.0f, 0.0f);
+    for (int slice = 0; slice < slices; slice++) {
+        const ulong first = (((ulong)image * slices + slice) * C + c) * 2;
+        const float2 part = pair_load(partial, first + 1);
+        total = pair_add(total, pair_value(part) * exp(partial[2 * first] - largest));
+    }
+    top[(ulong)image * C + c] = largest;
+    sum[(ulong)image * C + c] = pair_value(total);
+}
+
+// y = f + x + alpha S x. Grid: elements.
+kernel void attention_residual_forward(PLACE(y), PLACE(f), PLACE(x), PLACE(alpha), PLACE(top),
+                                       PLACE(sum), const int C, const int N, const int pixels,
+                                       const int f_stride, const int x_stride,
+                                       const int y_stride) {
+    OPEN(y);
+    OPEN(f);
+    OPEN(x);
+    OPEN(alpha);
+    OPEN(top);
+    OPEN(sum);
+    const int c = get_global_id(0), p = get_global_id(1);
+    if (c < C && p < N * pixels) {
+        const ulong row = (ulong)(p / pixels) * C + c;
+        const float v = f[(ulong)p * f_stride + c], z = x[(ulong)p * x_stride + c];
+        const float share = alpha[0] * (exp(v - top[row]) / sum[row]);
+        y[(ulong)p * y_stride + c] = v + MULTIPLY_ADD(share, z, z);
+    }
+}
+
+// partial = sums of S x dy over the pixels. Grid: as channel_sums.
+kernel REDUCE_GROUP void attention_dots(PLACE(partial), PLACE(dy), PLACE(f), PLACE(x), PLACE(top),
+                                        PLACE(sum), const int C, const int pixels,
+                                        const int slices, const int f_stride, const int x_stride,
+                                        const int y_stride) {
+    local float2 shared[REDUCE_CHANNELS * REDUCE_PIXELS];
+    OPEN(partial);
+    OPEN(dy);
+    OPEN(f);
+    OPEN(x);
+    OPEN(top);
+    OPEN(sum);
+    const int c = get_global_id(0);
+    float2 dot_product = (float2)(0.0f, 0.0f);
+    SLICE_LOOP(p, pixels, slices) {
+        if (c < C) {
+            const ulong pixel = (ulong)image * pixels + p, row = (ulong)image * C + c;
+            const float s = exp(f[pixel * f_stride + c] - top[row]) / sum[row];
+            dot_product = pair_add(dot_product,
+                                   s * (x[pixel * x_stride + c] * dy[pixel * y_stride + c]));
+        }
+    }
+    store_partial(partial, shared, dot_product, slices, C, 1, 0);
+}
+
+// df += dy + alpha S (x dy - dot), dx += dy (1 + alpha S). Grid: elements.
+kernel void attention_residual_backward(PLACE(df), PLACE(dx), PLACE(dy), PLACE(f), PLACE(x),
+                                        PLACE(alpha), PLACE(top), PLACE(sum), PLACE(dots),
+                                        const int C, const int N, const int pixels,
+                                        const int f_stride, const int x_stride,
+                                        const int y_stride) {
+    OPEN(dy);
+    OPEN(f);
+    OPEN(x);
+    OPEN(alpha);
+    OPEN(top);
+    OPEN(sum);
+    OPEN(dots);
+    const int c = get_global_id(0), p = get_global_id(1);
+    if (c >= C || p >= N * pixels) {
+        return;
+    }
+    const ulong row = (ulong)(p / pixels) * C + c;
+    const ulong at_f = (ulong)p * f_stride + c, at_x = (ulong)p * x_stride + c;
+    const float d = dy[(ulong)p * y_stride + c];
+    const float share = alpha[0] * (exp(f[at_f] - top[row]) / sum[row]);
+    if (THERE(df)) {
+        (df_slab + df_at)[at_f] += MULTIPLY_ADD(share, x[at_x] * d - dots[row], d);
+    }
+    if (THERE(dx)) {
+        (dx_slab + dx_at)[at_x] += MULTIPLY_ADD(share, d, d);
+    }
+}
+
 // >>dropout
 
 // The first two words of Philox4x32-10 as one number of 64 bits, see clnet.h.

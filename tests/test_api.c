@@ -203,6 +203,11 @@ static void test_refused_operations(void) {
     REFUSED("concat", clnet_concat(g, (clnet_tensor *[]){x}, 0));
     REFUSED("concat", clnet_concat(g, (clnet_tensor *[]){x, x, x, x, x, x, x, x, x}, 9));
     REFUSED("scale_channels", clnet_scale_channels(g, x, x));
+    REFUSED("attention_residual",
+            clnet_attention_residual(g, x, x, &(clnet_attention_residual_desc){.name = NULL}));
+    REFUSED("attention_residual",
+            clnet_attention_residual(g, x, clnet_global_avg_pool(g, x),
+                                     &(clnet_attention_residual_desc){.name = "a"}));
     REFUSED("dropout", clnet_dropout(g, x, 1));
     REFUSED("dropout", clnet_dropout(g, x, -0.1));
     REFUSED("dropout", clnet_dropout(g, x, NAN));

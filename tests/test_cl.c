@@ -55,7 +55,8 @@ static clnet_tensor *body(network *n) {
     clnet_tensor *mean = clnet_avg_pool2d(g, x, &(clnet_pool2d_desc){.kernel_size = {2, 2}});
     x = clnet_add(g, most, conv(g, mean, "grouped", 6, 3, 1, 3));
     clnet_tensor *gate = clnet_sigmoid(g, conv(g, clnet_global_avg_pool(g, x), "gate", 6, 1, 1, 1));
-    x = clnet_scale_channels(g, x, gate);
+    x = clnet_attention_residual(g, clnet_scale_channels(g, x, gate), x,
+                                 &(clnet_attention_residual_desc){.alpha = 2, .name = "attention"});
     x = clnet_upsample_bilinear(g, x, H, W, false);
     clnet_tensor *const both[2] = {x, soft};
     return clnet_concat(g, both, 2);

@@ -151,6 +151,11 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_SCALE_CHANNELS, "plain", S(2, 5, 3, 7)},
     {CLNET_OP_SCALE_CHANNELS, "one channel", S(3, 1, 4, 4)},
     {CLNET_OP_SCALE_CHANNELS, "more channels than a block", S(2, 35, 2, 3)},
+    {CLNET_OP_ATTENTION_RESIDUAL, "plain", S(2, 3, 5, 7)},
+    {CLNET_OP_ATTENTION_RESIDUAL, "one pixel", S(3, 5, 1, 1)},
+    {CLNET_OP_ATTENTION_RESIDUAL, "one channel", S(2, 1, 4, 3)},
+    {CLNET_OP_ATTENTION_RESIDUAL, "more channels than a block", S(2, 35, 3, 2)},
+    {CLNET_OP_ATTENTION_RESIDUAL, "many pixels", S(1, 3, 61, 67)},
     {CLNET_OP_DROPOUT, "a half", S(3, 7, 5, 6), .value = 0.5},
     {CLNET_OP_DROPOUT, "a tenth", S(2, 33, 5, 3), .value = 0.1},
     {CLNET_OP_DROPOUT, "none", S(2, 3, 4, 5), .value = 0},
@@ -280,8 +285,9 @@ static verify_problem verify_problem_new(const verify_case *c) {
     verify_problem p = {.c = c};
     p.count[0] = verify_count(c);
     const size_t images = (size_t)c->x[0], channels = (size_t)c->x[1];
-    if (c->op == CLNET_OP_ADD) {
+    if (c->op == CLNET_OP_ADD || c->op == CLNET_OP_ATTENTION_RESIDUAL) {
         p.count[1] = p.count[0];
+        p.count[VERIFY_WEIGHT] = c->op == CLNET_OP_ATTENTION_RESIDUAL; // alpha
     } else if (c->op == CLNET_OP_SCALE_CHANNELS) {
         p.count[1] = images * channels;
     } else if (c->op == CLNET_OP_CONCAT) {
@@ -415,6 +421,7 @@ static inline bool verify_exact(const verify_case *c) {
         return c->evaluation || c->value == 0 || c->value == 0.5;
     case CLNET_OP_SIGMOID:
     case CLNET_OP_SOFTMAX:
+    case CLNET_OP_ATTENTION_RESIDUAL:
         return false;
     default:
         return !verify_is_loss(c);

@@ -94,7 +94,7 @@ static double work_of(const verify_problem *p) {
     for (int i = 0; i < VERIFY_MEAN; i++) {
         elements += (double)p->count[i];
     }
-    if (p->count[VERIFY_WEIGHT] && p->c->op != CLNET_OP_BATCH_NORM) {
+    if (p->count[VERIFY_WEIGHT] && p->c->out) {
         taps = (double)p->count[VERIFY_WEIGHT] / p->c->out;
     }
     return elements * ((double)p->y_count * taps + (double)p->count[0]);

@@ -22,7 +22,7 @@ static void verify_graph_inputs(verify_graph *v) {
     const verify_case *c = v->c;
     const int N = c->x[0], C = c->x[1], H = c->x[2], W = c->x[3];
     v->leaf[0] = clnet_input(v->g, "x", N, C, H, W);
-    if (c->op == CLNET_OP_ADD) {
+    if (c->op == CLNET_OP_ADD || c->op == CLNET_OP_ATTENTION_RESIDUAL) {
         v->leaf[1] = clnet_input(v->g, "x1", N, C, H, W);
     } else if (c->op == CLNET_OP_SCALE_CHANNELS) {
         v->leaf[1] = clnet_input(v->g, "x1", N, C, 1, 1);
@@ -108,6 +108,9 @@ static clnet_tensor *verify_graph_op(verify_graph *v) {
         return clnet_add(g, x, v->leaf[1]);
     case CLNET_OP_SCALE_CHANNELS:
         return clnet_scale_channels(g, x, v->leaf[1]);
+    case CLNET_OP_ATTENTION_RESIDUAL:
+        return clnet_attention_residual(g, x, v->leaf[1],
+                                        &(clnet_attention_residual_desc){.name = "op"});
     case CLNET_OP_DROPOUT:
         return clnet_dropout(g, x, c->value);
     case CLNET_OP_FOCAL_LOSS:
@@ -127,8 +130,8 @@ static clnet_tensor *verify_graph_op(verify_graph *v) {
 
 // Builds the graph of one operation. False: the context says why.
 static bool verify_graph_open(verify_graph *v, clnet_context *ctx, const verify_case *c) {
-    static const char *const weights[] = {"op.weight", "op.bias", "op.running_mean",
-                                          "op.running_var"};
+    const char *const weights[] = {c->op == CLNET_OP_ATTENTION_RESIDUAL ? "op.alpha" : "op.weight",
+                                   "op.bias", "op.running_mean", "op.running_var"};
     *v = (verify_graph){.c = c, .g = clnet_graph_create(ctx)};
     verify_graph_inputs(v);
     v->y = verify_graph_op(v);

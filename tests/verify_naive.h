@@ -432,6 +432,44 @@ static void naive_scale_channels(const verify_problem *p, naive_result *r) {
     }
 }
 
+// One channel of an image. S has softmax's error, and so has what it multiplies.
+static void naive_attention_channel(const verify_problem *p, naive_result *r, size_t first,
+                                    size_t pixels) {
+    const double *f = p->leaf[0] + first, *x = p->leaf[1] + first, *dy = p->dy + first;
+    const double alpha = p->leaf[VERIFY_WEIGHT][0];
+    double max = f[0], sum = 0, dot = 0, dot_size = 0;
+    for (size_t i = 1; i < pixels; i++) {
+        max = fmax(max, f[i]);
+    }
+    for (size_t i = 0; i < pixels; i++) {
+        sum += exp(f[i] - max);
+    }
+    for (size_t i = 0; i < pixels; i++) {
+        const double S = exp(f[i] - max) / sum, error = S * (8 + fabs(f[i] - max));
+        naive_set(&r->y, first + i, f[i] + x[i] + alpha * S * x[i],
+                  NAIVE_U * (fabs(f[i]) + fabs(x[i]) + fabs(alpha * x[i]) * error) + NAIVE_TINY);
+        naive_set(&r->grad[1], first + i, dy[i] * (1 + alpha * S),
+                  NAIVE_U * fabs(dy[i]) * (1 + fabs(alpha) * error) + NAIVE_TINY);
+        dot += S * x[i] * dy[i];
+        dot_size += fabs(x[i] * dy[i]) * error;
+    }
+    for (size_t i = 0; i < pixels; i++) {
+        const double S = exp(f[i] - max) / sum, error = S * (8 + fabs(f[i] - max));
+        naive_set(&r->grad[0], first + i, dy[i] + alpha * S * (x[i] * dy[i] - dot),
+                  NAIVE_U * (fabs(dy[i]) + fabs(alpha) * (error * (fabs(x[i] * dy[i]) + fabs(dot)) +
+                                                          S * dot_size)) +
+                      NAIVE_TINY);
+    }
+    r->grad[VERIFY_WEIGHT].value[0] += dot;
+    r->grad[VERIFY_WEIGHT].size[0] += NAIVE_U * dot_size + NAIVE_TINY;
+}
+
+static void naive_attention_residual(const verify_problem *p, naive_result *r) {
+    for (size_t i = 0; i < p->y_count; i += verify_pixels(p->c)) {
+        naive_attention_channel(p, r, i, verify_pixels(p->c));
+    }
+}
+
 // Which values are kept is the operation's own draw (target); what becomes of them is not.
 static void naive_dropout(const verify_problem *p, naive_result *r) {
     const double scale = p->c->evaluation ? 1 : 1 / (1 - p->c->value);
@@ -588,6 +626,9 @@ static void naive_operation(const verify_problem *p, naive_result *r) {
     case CLNET_OP_SCALE_CHANNELS:
         naive_scale_channels(p, r);
         break;
+    case CLNET_OP_ATTENTION_RESIDUAL:
+        naive_attention_residual(p, r);
+        break;
     case CLNET_OP_DROPOUT:
         naive_dropout(p, r);
         break;
@@ -637,15 +678,25 @@ typedef struct verify_limit {
 } verify_limit;
 
 static const verify_limit verify_limits[] = {
-    {CLNET_OP_CONV2D, 8, 8, 8, 16, 16, 16},       {CLNET_OP_LINEAR, 8, 8, 8, 16, 16, 16},
-    {CLNET_OP_BATCH_NORM, 1, 64, 8, 4, 256, 16},  {CLNET_OP_RELU, 0, 0, 0, 0, 0, 0},
-    {CLNET_OP_SIGMOID, 4, 4, 0, 6, 6, 0},         {CLNET_OP_SOFTMAX, 1, 1, 0, 2, 2, 0},
-    {CLNET_OP_MAX_POOL2D, 0, 4, 0, 0, 4, 0},      {CLNET_OP_AVG_POOL2D, 4, 4, 0, 8, 8, 0},
-    {CLNET_OP_GLOBAL_AVG_POOL, 4, 4, 0, 8, 8, 0}, {CLNET_OP_UPSAMPLE_BILINEAR, 1, 8, 0, 1.5, 16, 0},
-    {CLNET_OP_CONCAT, 0, 0, 0, 0, 0, 0},          {CLNET_OP_ADD, 1, 0, 0, 1, 0, 0},
-    {CLNET_OP_SCALE_CHANNELS, 1, 8, 0, 2, 16, 0}, {CLNET_OP_DROPOUT, 2, 2, 0, 4, 4, 0},
-    {CLNET_OP_FOCAL_LOSS, 16, 32, 0, 64, 128, 0}, {CLNET_OP_MASK_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
-    {CLNET_OP_DICE_LOSS, 8, 16, 0, 32, 32, 0},    {CLNET_OP_WEIGHTED_SUM, 16, 32, 0, 64, 128, 0},
+    {CLNET_OP_CONV2D, 8, 8, 8, 16, 16, 16},
+    {CLNET_OP_LINEAR, 8, 8, 8, 16, 16, 16},
+    {CLNET_OP_BATCH_NORM, 1, 64, 8, 4, 256, 16},
+    {CLNET_OP_RELU, 0, 0, 0, 0, 0, 0},
+    {CLNET_OP_SIGMOID, 4, 4, 0, 6, 6, 0},
+    {CLNET_OP_SOFTMAX, 1, 1, 0, 2, 2, 0},
+    {CLNET_OP_MAX_POOL2D, 0, 4, 0, 0, 4, 0},
+    {CLNET_OP_AVG_POOL2D, 4, 4, 0, 8, 8, 0},
+    {CLNET_OP_GLOBAL_AVG_POOL, 4, 4, 0, 8, 8, 0},
+    {CLNET_OP_UPSAMPLE_BILINEAR, 1, 8, 0, 1.5, 16, 0},
+    {CLNET_OP_CONCAT, 0, 0, 0, 0, 0, 0},
+    {CLNET_OP_ADD, 1, 0, 0, 1, 0, 0},
+    {CLNET_OP_SCALE_CHANNELS, 1, 8, 0, 2, 16, 0},
+    {CLNET_OP_ATTENTION_RESIDUAL, 1, 1, 1, 2, 2, 2},
+    {CLNET_OP_DROPOUT, 2, 2, 0, 4, 4, 0},
+    {CLNET_OP_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
+    {CLNET_OP_MASK_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
+    {CLNET_OP_DICE_LOSS, 8, 16, 0, 32, 32, 0},
+    {CLNET_OP_WEIGHTED_SUM, 16, 32, 0, 64, 128, 0},
 };
 static const verify_limit verify_limit_evaluation = {CLNET_OP_BATCH_NORM, 4, 4, 8, 8, 8, 16};
 static const verify_limit verify_limit_dyadic = {CLNET_OP_UPSAMPLE_BILINEAR, 4, 8, 0, 6, 16, 0};

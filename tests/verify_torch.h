@@ -23,6 +23,7 @@ static const struct {
     {"concat", CLNET_OP_CONCAT},
     {"add", CLNET_OP_ADD},
     {"gate", CLNET_OP_SCALE_CHANNELS},
+    {"attention", CLNET_OP_ATTENTION_RESIDUAL},
     {"focal_softmax", CLNET_OP_FOCAL_LOSS},
     {"focal_sigmoid", CLNET_OP_MASK_FOCAL_LOSS},
     {"dice", CLNET_OP_DICE_LOSS},

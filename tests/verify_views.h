@@ -186,6 +186,16 @@ static void view_scale_channels(view_test *t) {
                                       view_of(t, &t->x), t->w, 0, &s);
 }
 
+static void view_attention_residual(view_test *t) {
+    const clnet_attention_residual_sizes s = {VIEW_N, VIEW_C, VIEW_H, VIEW_W,
+                                              t->xs,  t->xs,  t->ys,  0};
+    clnet_ref_attention_residual_forward(view_of(t, &t->y), t->mean, t->invstd, view_of(t, &t->x),
+                                         view_of(t, &t->x), t->w, &s);
+    clnet_ref_attention_residual_backward(view_of(t, &t->dx), NULL, t->b, view_of(t, &t->dy),
+                                          view_of(t, &t->x), view_of(t, &t->x), t->w, t->mean,
+                                          t->invstd, &s);
+}
+
 static void view_dropout(view_test *t) {
     const clnet_sizes s = view_sizes(t), back = {VIEW_N, VIEW_C, VIEW_H, VIEW_W, t->ys, t->xs};
     clnet_ref_dropout(view_of(t, &t->y), view_of(t, &t->x), false, 0.5, 1, 2, &s);
@@ -234,6 +244,7 @@ static void verify_views(void) {
     verify_view("concat", view_copy, VIEW_C);
     verify_view("add", view_add, VIEW_C);
     verify_view("scale_channels", view_scale_channels, VIEW_C);
+    verify_view("attention_residual", view_attention_residual, VIEW_C);
     verify_view("dropout", view_dropout, VIEW_C);
 }
 

@@ -15,7 +15,8 @@ extern const char *const network_fusion_choices[];
 
 #define NETWORK_OPTIONS(n)                                                                         \
     OPTION(TEXT, "--model", &(n)->model,                                                           \
-           "resnet50, unet, resunet, resnet50+unet (default), resnet50+resunet"),                  \
+           "resnet50, inception_v3, arlnet50; unet, resunet; or one of each with + "               \
+           "between (default: resnet50+unet)"),                                                    \
         OPTION_RANGE(INT, "--classes", &(n)->classes, 1, CLNET_MAX_CLASSES,                        \
                      "classes (default: 3)"),                                                      \
         OPTION(WIDTH, "--width", &(n)->width, "share of all channels, as 1/8 (default: 1)"),       \

@@ -318,6 +318,7 @@ static bool open_model(run *r, problem *p) {
                                                     : CLNET_INFER,
                                       (int)image.shape[0]);
     d.keep_all = r->dump != NULL;
+    d.no_dropout = true;
     d.recipe = &recipe;
     r->model = clnet_model_create(r->ctx, &d);
     if (!r->model || clnet_model_load(r->model, r->weights) != CLNET_OK) {

@@ -115,6 +115,9 @@ def draw_weights(net, generator):
             elif isinstance(module, nn.Linear):
                 fill(module.weight, 0.0, 1 / math.sqrt(module.in_features))
                 fill(module.bias, 0.0, 0.2)
+        for name, parameter in net.named_parameters():
+            if name.endswith(".alpha"):     # large enough for the attention to show
+                fill(parameter, 2.0, 0.5)
 
 
 def settle_running_statistics(net, image):

@@ -25,6 +25,8 @@ bilinear            size align_corners=0|1
 concat              axis                                            in0, in1, ..
 add                                                                 in0, in1
 gate                                                                in0 (N,C,H,W) times in1 (N,C,1,1)
+attention                                                           in0 + in1 + w S(in0) in1, w (1), S the softmax over
+                                                                    the pixels of each channel
 focal_softmax       gamma                                           x logits (N,K), target I64 (N); y, dy of rank 0
 focal_sigmoid       gamma                                           x logits, target (N,1,H,W) of 0 and 1
 dice                                                                the same
@@ -147,6 +149,13 @@ def several(name, operation, function, *shapes, **words):
                        **{f"in{i}": case.normal(*shape) for i, shape in enumerate(shapes)})
 
 
+def attention(name, shape, scale=1.0):
+    case = Case(name, "attention")
+    case.differentiate(
+        lambda in0, in1, w: in0 + in1 + w * F.softmax(in0.flatten(2), dim=2).view(in0.shape) * in1,
+        in0=scale * case.normal(*shape), in1=case.normal(*shape), w=case.normal(1))
+
+
 def focal_softmax(name, x, gamma, scale=2.0):
     case = Case(name, "focal_softmax", gamma=gamma)
     target = torch.randint(x[1], (x[0],), generator=case.generator)
@@ -243,6 +252,9 @@ def make_simple_operations():
     several("add", "add", torch.add, (2, 3, 4, 5), (2, 3, 4, 5))
     several("gate", "gate", torch.mul, (2, 5, 3, 7), (2, 5, 1, 1))
     several("gate_one_channel", "gate", torch.mul, (3, 1, 4, 4), (3, 1, 1, 1))
+    attention("attention", (2, 5, 3, 7))
+    attention("attention_one_pixel", (3, 4, 1, 1))
+    attention("attention_sharp", (1, 3, 9, 5), scale=20.0)
 
 
 def make_losses():

@@ -8,10 +8,11 @@ Run as a program it prints the names and shapes of a network's weights, as they 
 
     python3 networks.py resnet50+unet [WIDTH [FUSION]]
 
-Models: `CLS`, `SEG` or `CLS+SEG`, with CLS = resnet50 and SEG = unet or resunet.
+Models: `CLS`, `SEG` or `CLS+SEG`, with CLS = resnet50, inception_v3 or arlnet50 and SEG = unet or resunet.
 
 Names of parameters and buffers (a contract: weights travel by name)
-  cls.*        classification encoder: torchvision's ResNet-50 names without fc
+  cls.*        classification encoder: torchvision's ResNet-50 names without fc; for arlnet50 with layer{k}.{j}.alpha
+               beside each block; torchvision's Inception v3 names without AuxLogits and fc
   seg.*        segmentation encoder: the same for resunet; enc1 .. enc5 for unet
   fuse.0 .. 4  fusion module of stage 1 .. 5 (only in CLS+SEG)
       reduce.0 conv 1x1 no bias, reduce.1 BN (then ReLU); se.fc1, se.fc2 conv 1x1 with bias; conv = double(F, F).
@@ -24,6 +25,10 @@ Decisions where the text leaves room
   width        a channel count c becomes max(1, floor(c * width + 1/2)), each named count by itself: a bottleneck's
                planes (64) and its output (256) too, and every F. The input's 3, the classes and the mask's 1 stay.
                SE's middle is max(1, F // 16) of the scaled F.
+  Inception    an InceptionA's pool_features and an InceptionC's channels_7x7 are named counts as well. Stages: behind
+               Conv2d_2b_3x3, Conv2d_4a_3x3, Mixed_5d, Mixed_6e, Mixed_7c. No auxiliary head, no transform_input.
+  ARLNet50     out = ReLU(x + F + alpha S(F) x), S the softmax over the positions of each channel, alpha shape (1).
+  dropout      0.5 before fc in the single-task Inception v3, left out here: the cases have none.
   downsample   the first block of each layer has one at any width, and no other block has.
   fc           takes the sum of the scaled F (1984 at width 1); a single-task classifier: its last stage (2048).
   fusion       the map with fewer pixels (H * W) is resized to the other's height and width, bilinear with
@@ -67,7 +72,7 @@ def resize(x, size):
 class Bottleneck(nn.Module):
     """1x1 down, 3x3 with the stride, 1x1 up, added to its input (or to a strided 1x1 of it)."""
 
-    def __init__(self, in_channels, planes, out_channels, stride, downsample):
+    def __init__(self, in_channels, planes, out_channels, stride, downsample, attention):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -80,6 +85,8 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
                 nn.BatchNorm2d(out_channels))
+        if attention:
+            self.alpha = nn.Parameter(torch.full((1,), 0.001))
         # One module per use, so that a hook sees the input of each ReLU by itself.
         self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
 
@@ -87,13 +94,17 @@ class Bottleneck(nn.Module):
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.relu2(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu3(y + (x if self.downsample is None else self.downsample(x)))
+        x = x if self.downsample is None else self.downsample(x)
+        if hasattr(self, "alpha"):
+            attention = F.softmax(y.flatten(2), dim=2).view(y.shape)
+            return self.relu3(x + y + self.alpha * attention * x)
+        return self.relu3(y + x)
 
 
 class ResNet50(nn.Module):
-    """torchvision's ResNet-50 without its pooling and fc; returns the five stages."""
+    """torchvision's ResNet-50 without its pooling and fc; returns the five stages. With attention: ARLNet50."""
 
-    def __init__(self, width):
+    def __init__(self, width, attention=False):
         super().__init__()
         channels = scaled(64, width)
         self.channels = [channels]
@@ -106,7 +117,7 @@ class ResNet50(nn.Module):
             layer = []
             for j in range(blocks):
                 stride = 2 if j == 0 and k > 0 else 1
-                layer.append(Bottleneck(channels, planes, out_channels, stride, downsample=j == 0))
+                layer.append(Bottleneck(channels, planes, out_channels, stride, j == 0, attention))
                 channels = out_channels
             setattr(self, f"layer{k + 1}", nn.Sequential(*layer))
             self.channels.append(channels)
@@ -118,6 +129,123 @@ class ResNet50(nn.Module):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             stages.append(x)
+        return stages
+
+
+class BasicConv2d(nn.Module):
+    def __init__(self, in_channels, out_channels, kernel_size, **options):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **options)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+# Inception's blocks: branches of (name, channels, kernel, stride); a branch's convolutions follow each other, a list
+# in the place of one is a fork whose ends are concatenated. None: 3x3 pooling, average before a 1x1, else maximum.
+def block_a(pool_features):
+    return [[("branch1x1", 64, 1)],
+            [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+            [None, ("branch_pool", pool_features, 1)]]
+
+
+def block_c(c):
+    return [[("branch1x1", 192, 1)],
+            [("branch7x7_1", c, 1), ("branch7x7_2", c, (1, 7)), ("branch7x7_3", 192, (7, 1))],
+            [("branch7x7dbl_1", c, 1), ("branch7x7dbl_2", c, (7, 1)), ("branch7x7dbl_3", c, (1, 7)),
+             ("branch7x7dbl_4", c, (7, 1)), ("branch7x7dbl_5", 192, (1, 7))],
+            [None, ("branch_pool", 192, 1)]]
+
+
+BLOCK_B = [[("branch3x3", 384, 3, 2)],
+           [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2)],
+           [None]]
+BLOCK_D = [[("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2)],
+           [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, 3, 2)],
+           [None]]
+BLOCK_E = [[("branch1x1", 320, 1)],
+           [("branch3x3_1", 384, 1), [("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))]],
+           [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3),
+            [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))]],
+           [None, ("branch_pool", 192, 1)]]
+MIXED = {"Mixed_5b": block_a(32), "Mixed_5c": block_a(64), "Mixed_5d": block_a(64), "Mixed_6a": BLOCK_B,
+         "Mixed_6b": block_c(128), "Mixed_6c": block_c(160), "Mixed_6d": block_c(160), "Mixed_6e": block_c(192),
+         "Mixed_7a": BLOCK_D, "Mixed_7b": BLOCK_E, "Mixed_7c": BLOCK_E}
+
+
+class Mixed(nn.Module):
+    """One block. Stride 1 keeps the size; stride 2 has no padding."""
+
+    def __init__(self, in_channels, branches, width):
+        super().__init__()
+        self.branches = branches
+        self.avgpool = nn.AvgPool2d(3, stride=1, padding=1)
+        self.maxpool = nn.MaxPool2d(3, stride=2)
+        self.channels = 0
+        for branch in branches:
+            ends = [in_channels]
+            for step in branch:
+                steps = step if isinstance(step, list) else [step] if step else []
+                ends = [self.add(ends[0], width, *one) for one in steps] or ends
+            self.channels += sum(ends)
+
+    def add(self, in_channels, width, name, channels, kernel, stride=1):
+        kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+        padding = tuple(k // 2 for k in kernel) if stride == 1 else 0
+        conv = BasicConv2d(in_channels, scaled(channels, width), kernel, stride=stride, padding=padding)
+        setattr(self, name, conv)
+        return scaled(channels, width)
+
+    def forward(self, x):
+        ends = []
+        for branch in self.branches:
+            y = x
+            for step in branch:
+                if step is None:
+                    y = self.avgpool(y) if len(branch) > 1 else self.maxpool(y)
+                elif isinstance(step, list):
+                    y = torch.cat([getattr(self, one[0])(y) for one in step], dim=1)
+                else:
+                    y = getattr(self, step[0])(y)
+            ends.append(y)
+        return torch.cat(ends, dim=1)
+
+
+class InceptionV3(nn.Module):
+    """torchvision's Inception v3 without its heads; returns the five stages."""
+
+    def __init__(self, width):
+        super().__init__()
+        c = [scaled(n, width) for n in (32, 32, 64, 80, 192)]
+        self.Conv2d_1a_3x3 = BasicConv2d(3, c[0], 3, stride=2)
+        self.Conv2d_2a_3x3 = BasicConv2d(c[0], c[1], 3)
+        self.Conv2d_2b_3x3 = BasicConv2d(c[1], c[2], 3, padding=1)
+        self.maxpool1 = nn.MaxPool2d(3, stride=2)
+        self.Conv2d_3b_1x1 = BasicConv2d(c[2], c[3], 1)
+        self.Conv2d_4a_3x3 = BasicConv2d(c[3], c[4], 3)
+        self.maxpool2 = nn.MaxPool2d(3, stride=2)
+        self.channels, channels = [c[2], c[4]], c[4]
+        for name, branches in MIXED.items():
+            block = Mixed(channels, branches, width)
+            setattr(self, name, block)
+            channels = block.channels
+            if name in ("Mixed_5d", "Mixed_6e", "Mixed_7c"):
+                self.channels.append(channels)
+
+    def forward(self, x):
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        stages = [x]
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x)))
+        stages.append(x)
+        x = self.maxpool2(x)
+        for name in MIXED:
+            x = getattr(self, name)(x)
+            if name in ("Mixed_5d", "Mixed_6e", "Mixed_7c"):
+                stages.append(x)
         return stages
 
 
@@ -194,22 +322,26 @@ class Decoder(nn.Module):
         return resize(self.head(x), size)
 
 
+CLASSIFIERS = {"resnet50": ResNet50, "inception_v3": InceptionV3,
+               "arlnet50": lambda width: ResNet50(width, attention=True)}
+SEGMENTERS = {"unet": UNetEncoder, "resunet": ResNet50}
+
+
 class Network(nn.Module):
     """After a forward pass `maps` holds fm1 .. fm5, the five maps that the classification reads."""
 
     def __init__(self, model="resnet50+unet", classes=3, width=1.0, fusion="shared"):
         super().__init__()
         parts = model.split("+")
-        has_cls, has_seg = "resnet50" in parts, "unet" in parts or "resunet" in parts
-        known = [p for p in parts if p in ("resnet50", "unet", "resunet")]
-        if len(parts) != has_cls + has_seg or known != parts or (has_cls and parts[0] != "resnet50"):
+        has_cls, has_seg = parts[0] in CLASSIFIERS, parts[-1] in SEGMENTERS
+        if len(parts) != has_cls + has_seg:
             raise ValueError(f"unknown model {model}")
         self.cls = self.seg = self.fuse = self.fc = self.dec = None
         if has_cls:
-            self.cls = ResNet50(width)
+            self.cls = CLASSIFIERS[parts[0]](width)
             features = self.cls.channels[4]
         if has_seg:
-            self.seg = ResNet50(width) if parts[-1] == "resunet" else UNetEncoder(width)
+            self.seg = SEGMENTERS[parts[-1]](width)
             skips = self.seg.channels
         if has_cls and has_seg:
             fused = [scaled(c, width) for c in FUSED]
