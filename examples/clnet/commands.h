@@ -8,6 +8,7 @@
 #define COMMANDS(X)                                                                                \
     X(train, "trains a network on a data set in the ISIC 2017 layout")                             \
     X(evaluate, "measures a network on a split of a data set")                                     \
+    X(paper, "trains and measures the networks of the paper: its tables and figures")              \
     X(predict, "scores and masks of images")                                                       \
     X(explain, "class activation maps of images")                                                  \
     X(score, "measures predictions that are already there, whoever made them")                     \

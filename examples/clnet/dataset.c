@@ -287,6 +287,18 @@ bool dataset_open(const char *dir, const char *split, dataset *out, problem *p) 
     return ok;
 }
 
+uint64_t dataset_hash(const dataset *data) {
+    uint64_t hash = 14695981039346656037u; // FNV-1a
+    for (size_t i = 0; i < data->count; i++) {
+        const dataset_item *item = &data->items[i];
+        for (const char *at = item->id; *at; at++) {
+            hash = (hash ^ (unsigned char)*at) * 1099511628211u;
+        }
+        hash = (hash ^ (uint64_t)(item->label + 2) ^ (item->mask ? 64u : 0u)) * 1099511628211u;
+    }
+    return hash;
+}
+
 void dataset_close(dataset *data) {
     for (size_t i = 0; i < data->count; i++) {
         free(data->items[i].id);

@@ -9,6 +9,7 @@
 #include "error.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 enum { DATASET_NO_LABEL = -1, DATASET_MELANOMA, DATASET_KERATOSIS, DATASET_NEVUS, DATASET_CLASSES };
 
@@ -37,6 +38,10 @@ bool dataset_has(const char *dir, const char *split);
 
 // The item of this id, or NULL.
 const dataset_item *dataset_find(const dataset *data, const char *id);
+
+// A number for the list of images, masks and labels: what goes on with earlier work on another list
+// is refused.
+uint64_t dataset_hash(const dataset *data);
 
 void dataset_close(dataset *data);
 

@@ -1,7 +1,7 @@
 #include "plot.h"
 
 #include "picture.h"
-#include "wholefile.h"
+#include "trainlog.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -250,97 +250,6 @@ bool plot_roc(const char *path_png, const plot_series *classes, size_t class_cou
 
 // ---- the log of a training ----------------------------------------------------------------------
 
-enum { LOG_MAX_COLUMNS = 64, LOG_MAX_FILE = 8 << 20, LOG_MAX_CELLS = 16 << 20 };
-
-typedef struct log_table {
-    char *names[LOG_MAX_COLUMNS]; // point into the file's text
-    int columns;
-    size_t rows;
-    double *values; // columns blocks of rows values; NaN where there is none
-} log_table;
-
-// Ends the line at its line feed (and carriage return) and returns the beginning of the next.
-static char *end_line(char *line) {
-    char *end = line + strcspn(line, "\n");
-    char *next = *end ? end + 1 : end;
-    if (end > line && end[-1] == '\r') {
-        end[-1] = 0;
-    }
-    *end = 0;
-    return next;
-}
-
-// Ends the field at its comma; returns the beginning of the next, NULL after the last.
-static char *end_field(char *field) {
-    char *comma = strchr(field, ',');
-    if (comma) {
-        *comma = 0;
-        return comma + 1;
-    }
-    return NULL;
-}
-
-static double read_number(const char *field) {
-    char *end;
-    const double v = strtod(field, &end);
-    return end > field && end[strspn(end, " ")] == 0 ? v : NAN;
-}
-
-static size_t count_lines(const char *text) {
-    size_t lines = 1;
-    for (; *text; text++) {
-        lines += *text == '\n';
-    }
-    return lines;
-}
-
-static void read_row(log_table *log, size_t row, size_t capacity, char *line) {
-    for (int c = 0; line && c < log->columns; c++) {
-        char *next = end_field(line);
-        log->values[(size_t)c * capacity + row] = read_number(line);
-        line = next;
-    }
-}
-
-// Splits text, which it changes, into log; rows are as far apart as text has lines.
-static bool read_log(const char *path, char *text, size_t *capacity, log_table *log, problem *p) {
-    *capacity = count_lines(text);
-    char *next = end_line(text);
-    for (char *field = text; field && log->columns < LOG_MAX_COLUMNS;) {
-        log->names[log->columns++] = field;
-        field = end_field(field);
-    }
-    const size_t cells = (size_t)log->columns * *capacity;
-    if (cells > LOG_MAX_CELLS) {
-        return problem_input(p, "%s: has %zu lines of %d columns, too many for a plot", path,
-                             *capacity, log->columns);
-    }
-    log->values = malloc(cells * sizeof *log->values);
-    if (!log->values) {
-        return problem_run(p, "%s: no memory for its %zu rows", path, *capacity);
-    }
-    for (size_t i = 0; i < cells; i++) {
-        log->values[i] = NAN;
-    }
-    while (*next) {
-        char *line = next;
-        next = end_line(line);
-        if (*line) {
-            read_row(log, log->rows++, *capacity, line);
-        }
-    }
-    return true;
-}
-
-static int log_column(const log_table *log, const char *name) {
-    for (int c = 0; c < log->columns; c++) {
-        if (strcmp(log->names[c], name) == 0) {
-            return c;
-        }
-    }
-    return -1;
-}
-
 enum { PANE_LOSS, PANE_VALIDATION, PANE_LR, LOG_PANES };
 
 // The pane that a column belongs to, or -1.
@@ -351,13 +260,12 @@ static int pane_of(const char *name) {
                                                                               : -1;
 }
 
-static size_t gather_series(const log_table *log, size_t capacity, int x_column, int pane,
-                            plot_series *out) {
+static size_t gather_series(const trainlog *log, const double *epochs, int pane, plot_series *out) {
     size_t count = 0;
     for (int c = 0; c < log->columns; c++) {
         if (pane_of(log->names[c]) == pane) {
-            out[count++] = (plot_series){log->names[c], log->values + (size_t)x_column * capacity,
-                                         log->values + (size_t)c * capacity, log->rows};
+            out[count++] = (plot_series){log->names[c], epochs,
+                                         log->values + (size_t)c * log->capacity, log->rows};
         }
     }
     return count;
@@ -370,20 +278,19 @@ static bool are_rates(const plot_pane *pane) {
     return low >= 0 && high <= 1;
 }
 
-static bool draw_log(const log_table *log, size_t capacity, const char *path_csv,
-                     const char *path_png, problem *p) {
+static bool draw_log(const trainlog *log, const char *path_csv, const char *path_png, problem *p) {
     static const char *const titles[LOG_PANES] = {"losses", "validation", "learning rate"};
-    plot_series series[LOG_PANES][LOG_MAX_COLUMNS];
+    plot_series series[LOG_PANES][TRAINLOG_COLUMNS];
     plot_pane panes[LOG_PANES];
-    const int epoch = log_column(log, "epoch");
-    if (epoch < 0) {
+    const double *epochs = trainlog_column(log, "epoch");
+    if (!epochs) {
         return problem_input(p, "%s: has no column \"epoch\" in its first line", path_csv);
     }
     for (int i = 0; i < LOG_PANES; i++) {
         panes[i] = (plot_pane){.title = titles[i],
                                .x_label = "epoch",
                                .series = series[i],
-                               .series_count = gather_series(log, capacity, epoch, i, series[i]),
+                               .series_count = gather_series(log, epochs, i, series[i]),
                                .whole_x = true};
     }
     panes[PANE_VALIDATION].y_max = are_rates(&panes[PANE_VALIDATION]) ? 1 : 0;
@@ -391,15 +298,11 @@ static bool draw_log(const log_table *log, size_t capacity, const char *path_csv
 }
 
 bool plot_log_csv(const char *path_csv, const char *path_png, problem *p) {
-    wholefile file;
-    log_table log = {.columns = 0};
-    size_t capacity = 0;
-    if (!wholefile_read(path_csv, LOG_MAX_FILE, &file, p)) {
+    trainlog log;
+    if (!trainlog_read(path_csv, &log, p)) {
         return false;
     }
-    const bool ok = read_log(path_csv, (char *)file.bytes, &capacity, &log, p) &&
-                    draw_log(&log, capacity, path_csv, path_png, p);
-    free(log.values);
-    wholefile_free(&file);
+    const bool ok = draw_log(&log, path_csv, path_png, p);
+    trainlog_free(&log);
     return ok;
 }

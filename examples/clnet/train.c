@@ -3,6 +3,7 @@
 #include "commands.h"
 #include "disk.h"
 #include "network.h"
+#include "train.h"
 #include "trainer.h"
 
 #include <inttypes.h>
@@ -29,20 +30,8 @@ typedef struct train {
     cache training_images, validation_images;
     bool has_validation;
     trainer trainer;
+    train_part *part; // of a longer job; NULL: this is all of it
 } train;
-
-// A number for the list of images, masks and labels: resuming on another list is refused.
-static uint64_t list_hash(const dataset *d) {
-    uint64_t hash = 14695981039346656037u; // FNV-1a
-    for (size_t i = 0; i < d->count; i++) {
-        for (const char *at = d->items[i].id; *at; at++) {
-            hash = (hash ^ (unsigned char)*at) * 1099511628211u;
-        }
-        hash = (hash ^ (uint64_t)(d->items[i].label + 2) ^ (d->items[i].mask ? 64u : 0u)) *
-               1099511628211u;
-    }
-    return hash;
-}
 
 // "train.batch" for "--batch".
 static void key_of(const option *o, char key[64]) { snprintf(key, 64, "train.%s", o->name + 2); }
@@ -62,7 +51,7 @@ static bool save(trainer *t, problem *p) {
     snprintf(state[1], sizeof state[1], "%.17g %.17g %.17g %.17g %.17g", s->loss, s->classification,
              s->focal, s->dice, s->images);
     snprintf(state[2], sizeof state[2], "%.17g", t->state.best);
-    snprintf(state[3], sizeof state[3], "%016" PRIx64, list_hash(t->training));
+    snprintf(state[3], sizeof state[3], "%016" PRIx64, dataset_hash(t->training));
     pairs[n++] = (clnet_file_pair){"train.position", state[0]};
     pairs[n++] = (clnet_file_pair){"train.sums", state[1]};
     pairs[n++] = (clnet_file_pair){"train.best", state[2]};
@@ -144,7 +133,7 @@ static bool check_list(const train *r, problem *p) {
     }
     clnet_tensor_file *f = clnet_tensor_file_open(r->ctx, path);
     const char *list = f ? clnet_tensor_file_metadata(f, "train.list") : NULL;
-    snprintf(found, sizeof found, "%016" PRIx64, list_hash(&r->training));
+    snprintf(found, sizeof found, "%016" PRIx64, dataset_hash(&r->training));
     const bool same =
         list && !strcmp(list, found) && r->trainer.state.position <= r->training.count;
     clnet_tensor_file_close(f);
@@ -163,7 +152,7 @@ static void show_decoding(void *user, size_t done, size_t total) {
 }
 
 static bool open_cache(const train *r, const dataset *data, cache *images, problem *p) {
-    const cache_desc desc = {.dir = r->out,
+    const cache_desc desc = {.dir = r->part ? r->part->cache : r->out,
                              .height = r->network.size[0],
                              .width = r->network.size[1],
                              .threads = clnet_context_threads(r->ctx),
@@ -296,6 +285,25 @@ static bool prepare(train *r, problem *p) {
            disk_make_folder(r->out, p) && open_caches(r, p);
 }
 
+// The training itself, on a progress bar of its own or on that of the job it is part of.
+static bool run(train *r, bool *finished, problem *p) {
+    trainer *t = &r->trainer;
+    progress bar;
+    if (r->part) {
+        t->title = r->part->title;
+        t->bar = r->part->bar;
+        t->bar_first = r->part->first;
+        t->bar_per_image = r->part->per_image;
+        return trainer_run(t, finished, p);
+    }
+    progress_begin(&bar, (size_t)r->epochs * r->training.count, "images");
+    t->bar = &bar;
+    t->bar_per_image = 1;
+    const bool ok = trainer_run(t, finished, p);
+    progress_end(&bar);
+    return ok;
+}
+
 static bool execute(train *r, problem *p) {
     if (!prepare(r, p)) {
         if (command_signal) { // while the images were read: nothing to save yet
@@ -327,11 +335,12 @@ static bool execute(train *r, problem *p) {
             (double)r->model->plan.total / 1e6, clnet_context_threads(r->ctx),
             clnet_context_isa(r->ctx));
     bool finished = false;
-    if (!write_config(r, p) || !trainer_begin_log(&r->trainer, p) ||
-        !trainer_run(&r->trainer, &finished, p)) {
+    if (!write_config(r, p) || !trainer_begin_log(&r->trainer, p) || !run(r, &finished, p)) {
         return false;
     }
-    if (finished) {
+    if (r->part) {
+        r->part->finished = finished;
+    } else if (finished) {
         fprintf(stderr, "done: %s/%s\n", r->out,
                 r->trainer.state.best >= 0 ? "best.safetensors" : "last.safetensors");
     } else {
@@ -353,8 +362,10 @@ static void clean_up(train *r) {
     }
 }
 
-bool command_train(int argc, char **argv, bool usage, problem *p) {
-    train r = {.network = {"resnet50+unet", DATASET_CLASSES, {224, 224}, 0, 1},
+// The command; `part` is NULL where it is no part of a longer job.
+static bool parse_and_run(int argc, char **argv, bool usage, train_part *part, problem *p) {
+    train r = {.part = part,
+               .network = {"resnet50+unet", DATASET_CLASSES, {224, 224}, 0, 1},
                .epochs = 200,
                .batch = 8,
                .accumulate = 1,
@@ -413,4 +424,12 @@ bool command_train(int argc, char **argv, bool usage, problem *p) {
     }
     clean_up(&r);
     return ok;
+}
+
+bool command_train(int argc, char **argv, bool usage, problem *p) {
+    return parse_and_run(argc, argv, usage, NULL, p);
+}
+
+bool train_run(int argc, char **argv, train_part *part, problem *p) {
+    return parse_and_run(argc, argv, false, part, p);
 }

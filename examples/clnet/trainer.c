@@ -322,8 +322,13 @@ static bool end_epoch(trainer *t, double seconds, problem *p) {
     return ok;
 }
 
+static void show(const trainer *t, const char *text) {
+    const size_t images = (size_t)t->state.epoch * t->training->count + t->state.position;
+    progress_update(t->bar, (size_t)(t->bar_first + t->bar_per_image * (double)images), text);
+}
+
 // Runs the rest of an epoch. Ends early, with the position kept, when asked to stop.
-static bool run_epoch(trainer *t, batch *b, progress *bar, long long *steps, problem *p) {
+static bool run_epoch(trainer *t, batch *b, long long *steps, problem *p) {
     const double start = progress_clock();
     double waited = 0;
     clnet_random_permutation(b->order, (int)t->training->count, t->settings.seed,
@@ -339,28 +344,27 @@ static bool run_epoch(trainer *t, batch *b, progress *bar, long long *steps, pro
         const trainer_sums *s = &t->state.sums;
         const double seconds = progress_clock() - start;
         char text[160];
-        snprintf(text, sizeof text, "epoch %d/%d loss %.4f (%.3f %.3f %.3f) lr %.2e, data %.0f %%",
-                 t->state.epoch + 1, t->settings.epochs, s->loss / s->images,
-                 s->classification / s->images, s->focal / s->images, s->dice / s->images,
+        snprintf(text, sizeof text,
+                 "%s%sepoch %d/%d loss %.4f (%.3f %.3f %.3f) lr %.2e, data %.0f %%",
+                 t->title ? t->title : "", t->title ? ", " : "", t->state.epoch + 1,
+                 t->settings.epochs, s->loss / s->images, s->classification / s->images,
+                 s->focal / s->images, s->dice / s->images,
                  clnet_poly_lr(t->settings.lr, clnet_adam_steps(t->model->adam) - 1,
                                trainer_total_steps(t), 0.96),
                  100 * waited / (seconds > 0 ? seconds : 1));
-        progress_update(bar, (size_t)t->state.epoch * t->training->count + t->state.position, text);
+        show(t, text);
     }
     return end_epoch(t, progress_clock() - start, p);
 }
 
 bool trainer_run(trainer *t, bool *finished, problem *p) {
     batch b = {0};
-    progress bar;
     long long steps = 0;
     bool ok = batch_create(t, &b, p);
-    progress_begin(&bar, (size_t)t->settings.epochs * t->training->count, "images");
     while (ok && t->state.epoch < t->settings.epochs && !command_signal &&
            !(t->settings.stop_after && steps >= t->settings.stop_after)) {
-        ok = run_epoch(t, &b, &bar, &steps, p) && t->save(t, p);
+        ok = run_epoch(t, &b, &steps, p) && t->save(t, p);
     }
-    progress_end(&bar);
     *finished = ok && t->state.epoch == t->settings.epochs;
     batch_free(&b);
     return ok;

@@ -8,6 +8,7 @@
 #include "clnet.h"
 #include "dataset.h"
 #include "error.h"
+#include "progress.h"
 
 typedef struct trainer_settings {
     int epochs, batch, accumulate; // batches whose gradients are averaged into one step
@@ -36,6 +37,9 @@ typedef struct trainer {
     const dataset *training, *validation; // validation may be NULL
     const cache *training_images, *validation_images;
     const char *out; // folder
+    progress *bar;   // may be that of a longer job: this training begins at bar_first, and each
+    double bar_first, bar_per_image; // image counts bar_per_image
+    const char *title;               // stands before the epoch in the progress line; NULL: nothing
     // Saves last.safetensors for the state as it is.
     bool (*save)(struct trainer *t, problem *p);
     void *user;
