@@ -43,7 +43,7 @@
 //     >>models        the networks of the paper by name, prediction, class activation maps
 //     >>image         bytes of an image to the network's input, probabilities to its size
 //     >>metrics       segmentation and classification measures of ISIC 2017
-//     >>files         safetensors, checkpoints
+//     >>files         safetensors, PyTorch's .pth, checkpoints
 //     >>reference     the plain loops of every operation, for reading and for checking others
 //     >>backend       what another device has to provide (clnet_cl.h does)
 //     implementation: >>basics, >>threads, >>convolution (the fast path), >>random, one mark for each
@@ -102,21 +102,23 @@ extern "C" {
 
 typedef enum clnet_result {
     CLNET_OK,
-    CLNET_ERROR_ARGUMENT,  // a call got what does not fit: a shape, a name, a range
-    CLNET_ERROR_MEMORY,    // no memory
-    CLNET_ERROR_FILE,      // a file cannot be opened, read or written
-    CLNET_ERROR_TRUNCATED, // a file ends before what it announces
-    CLNET_ERROR_SYNTAX,    // a file is not of the format it should be: magic, JSON
-    CLNET_ERROR_ENCODING,  // text in a file is not UTF-8
-    CLNET_ERROR_DUPLICATE, // a file names something twice
-    CLNET_ERROR_METADATA,  // a file's metadata are not strings, or lack what is needed
-    CLNET_ERROR_DTYPE,     // a type of number that is unknown, or not the one wanted
-    CLNET_ERROR_SHAPE,     // a tensor's shape in a file is no shape
-    CLNET_ERROR_OFFSETS,   // a tensor's place in a file does not fit: gap, overlap, wrong size
-    CLNET_ERROR_LIMIT,     // larger than clnet accepts
-    CLNET_ERROR_MISMATCH,  // weights of another network: missing, unexpected, mis-shaped names
-    CLNET_ERROR_NONFINITE, // NaN or infinity appeared in training
-    CLNET_ERROR_DEVICE     // a device failed; its context is dead
+    CLNET_ERROR_ARGUMENT,    // a call got what does not fit: a shape, a name, a range
+    CLNET_ERROR_MEMORY,      // no memory
+    CLNET_ERROR_FILE,        // a file cannot be opened, read or written
+    CLNET_ERROR_TRUNCATED,   // a file ends before what it announces
+    CLNET_ERROR_SYNTAX,      // a file is not of the format it should be: magic, JSON
+    CLNET_ERROR_ENCODING,    // text in a file is not UTF-8
+    CLNET_ERROR_DUPLICATE,   // a file names something twice
+    CLNET_ERROR_METADATA,    // a file's metadata are not strings, or lack what is needed
+    CLNET_ERROR_DTYPE,       // a type of number that is unknown, or not the one wanted
+    CLNET_ERROR_SHAPE,       // a tensor's shape in a file is no shape
+    CLNET_ERROR_OFFSETS,     // a tensor's place in a file does not fit: gap, overlap, wrong size
+    CLNET_ERROR_LIMIT,       // larger than clnet accepts
+    CLNET_ERROR_CHECKSUM,    // bytes of a file do not have the sum that it says
+    CLNET_ERROR_UNSUPPORTED, // a kind of file, or an instruction in it, that clnet does not accept
+    CLNET_ERROR_MISMATCH,    // weights of another network: missing, unexpected, mis-shaped names
+    CLNET_ERROR_NONFINITE,   // NaN or infinity appeared in training
+    CLNET_ERROR_DEVICE       // a device failed; its context is dead
 } clnet_result;
 
 typedef struct clnet_context clnet_context;
@@ -724,6 +726,11 @@ CLNET_API clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores,
 // (little endian), the header in JSON, then the tensors' bytes. It is written here from the
 // format's published description. PyTorch reads and writes the same files.
 //
+// The files of torch.save (.pth, .pt) are read too, and told apart by their first bytes: a state
+// dict, alone or as {"state_dict": ..}, in the zip format or in the older one of pickles in a row.
+// Nothing in them is ever run; >>files: pth in the implementation explains both. Where all names
+// begin with "module." they lose it. Opening a zip file reads all of it once, for its sums.
+//
 // Files are hostile until checked. A file that opens has a header of the limits below; every tensor
 // has a known type, a shape whose size is exactly that of its bytes, and bytes that lie in the
 // file; together the tensors cover the data without gap or overlap. All else is refused, with a
@@ -744,6 +751,16 @@ CLNET_API clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores,
 //                            gap, an overlap, bytes behind the last tensor
 //     CLNET_ERROR_LIMIT      more than the limits allow
 //
+// and in files of torch.save, where CLNET_ERROR_SYNTAX is a zip file or a pickle that is malformed:
+//
+//     CLNET_ERROR_CHECKSUM     an entry of the zip file does not have its CRC-32
+//     CLNET_ERROR_UNSUPPORTED  compressed or encrypted entries, big-endian numbers, opcodes and names
+//                              beyond those of a state dict, whole pickled modules, TorchScript
+//                              archives, tar archives, other protocols of pickle
+//     CLNET_ERROR_MISMATCH     a storage that is named but not there
+//
+// Whatever the file, opening it takes at most twice its size and 1 MiB of memory.
+//
 // A tensor without elements may stand wherever another one begins or ends. NaN and infinity are
 // values like others here.
 
@@ -759,6 +776,9 @@ CLNET_API clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores,
 #endif
 #ifndef CLNET_MAX_RANK
 #define CLNET_MAX_RANK 8 // axes of a tensor
+#endif
+#ifndef CLNET_PICKLE_MAX_VALUES
+#define CLNET_PICKLE_MAX_VALUES 1048576 // on the stack of a pickle, and in its memo
 #endif
 
 // The types of numbers: name in the file, and with CLNET_ in front in C; bytes of one. Types
@@ -803,10 +823,14 @@ typedef struct clnet_file_tensor {
     clnet_dtype dtype;
     int rank;                       // 0: a single number
     uint64_t shape[CLNET_MAX_RANK]; // as in the file, outermost first
-    uint64_t offset, bytes;         // where its bytes stand in the file, and how many
+    uint64_t offset, bytes;         // where its first number stands in the file; how many bytes
+    // From one number to the next along each axis, counted in numbers; all 0: row by row without
+    // gaps, as most are. Reading puts the others into that order too.
+    uint64_t stride[CLNET_MAX_RANK];
 } clnet_file_tensor;
 
-// An open file. Only its header is in memory, about 1.7 times its size while it is open.
+// An open file. Of safetensors the header is in memory, about 1.7 times its size; of torch.save's
+// files the names and shapes.
 typedef struct clnet_tensor_file clnet_tensor_file;
 
 // Opens a file and checks all of its header; no tensor is read. NULL: failed, the context says why.
@@ -6719,6 +6743,31 @@ static void clnet__printable(char *out, size_t size, const char *text) {
     out[i] = 0;
 }
 
+// Text that is measured first and written then: by the same function, which is called twice.
+typedef struct clnet__text {
+    char *data; // NULL: measure
+    size_t length;
+} clnet__text;
+
+static void clnet__text_char(clnet__text *text, char c) {
+    if (text->data != NULL) {
+        text->data[text->length] = c;
+    }
+    text->length++;
+}
+
+static void clnet__text_add(clnet__text *text, const char *s) {
+    while (*s != 0) {
+        clnet__text_char(text, *s++);
+    }
+}
+
+static void clnet__text_number(clnet__text *text, uint64_t value) {
+    char digits[24];
+    snprintf(digits, sizeof digits, "%llu", (unsigned long long)value);
+    clnet__text_add(text, digits);
+}
+
 // >>files: the C library's files
 
 #ifndef CLNET_NO_STDIO
@@ -6831,8 +6880,9 @@ static void *clnet__file_open(clnet_context *ctx, const char *path, bool write) 
 // a tensor's text can be as short as 50 bytes. The shape stays text until somebody asks for it.
 typedef struct clnet__file_record {
     uint64_t begin, end;  // of its bytes, from where the data begin
-    uint32_t name, shape; // where in the header's text: the name, 0-terminated; behind the '['
+    uint32_t name, shape; // where in the text: the name, 0-terminated; the shape's numbers
     unsigned char dtype, rank;
+    bool strided; // strides stand behind the shape
 } clnet__file_record;
 
 typedef struct clnet__file_string {
@@ -6852,6 +6902,13 @@ struct clnet_tensor_file {
     size_t string_count;
     bool has_metadata;
 };
+
+// >>files: pth
+static bool clnet__is_zip(const unsigned char start[8]);
+static bool clnet__is_pickle(const unsigned char start[8]);
+static bool clnet__is_tar(clnet_tensor_file *f);
+static bool clnet__pth_read(clnet_tensor_file *f, bool zip);
+static bool clnet__tensor_span(const clnet_file_tensor *t, uint64_t *span);
 
 // The parser: a place in the header, and the tensor it is in. It does not recurse: the deepest
 // thing that the format has is an array in an object in the object, and nothing unknown is skipped
@@ -7334,8 +7391,8 @@ static bool clnet__check_unique(clnet_tensor_file *f) {
         const clnet__file_record *record = &f->records[i];
         if (clnet__record_by_name(record - 1, record, f->text) == 0) {
             clnet__fail(f->ctx, CLNET_ERROR_DUPLICATE,
-                        CLNET__PATH ": byte %llu, tensor %s: the name stands in the file twice",
-                        f->path, (unsigned long long)record->name + 8, f->text + record->name);
+                        CLNET__PATH ": tensor %s: the name stands in the file twice", f->path,
+                        f->text + record->name);
             return false;
         }
     }
@@ -7345,8 +7402,8 @@ static bool clnet__check_unique(clnet_tensor_file *f) {
             char found[80];
             clnet__printable(found, sizeof found, f->text + pair->key);
             clnet__fail(f->ctx, CLNET_ERROR_DUPLICATE,
-                        CLNET__PATH ": byte %llu: the key \"%s\" stands in the metadata twice",
-                        f->path, (unsigned long long)pair->key + 8, found);
+                        CLNET__PATH ": the key \"%s\" stands in the metadata twice", f->path,
+                        found);
             return false;
         }
     }
@@ -7369,23 +7426,31 @@ static bool clnet__file_read(clnet_tensor_file *f, uint64_t offset, void *data, 
     return false;
 }
 
-// Learns the file's size and the header's, and reads the header's text.
-static bool clnet__header_load(clnet_tensor_file *f) {
-    unsigned char length[8];
+// Learns the file's size and reads its first bytes.
+static bool clnet__file_begin(clnet_tensor_file *f, unsigned char start[8]) {
     errno = 0;
     if (!f->ctx->files.size(f->ctx->files.user, f->file, &f->size)) {
         return clnet__file_fail(f->ctx, f->path, "measured");
     }
-    if (f->size < sizeof length) {
+    if (f->size < 8) {
         clnet__fail(f->ctx, CLNET_ERROR_TRUNCATED,
                     CLNET__PATH ": expected at least 8 bytes, found %llu", f->path,
                     (unsigned long long)f->size);
         return false;
     }
-    if (!clnet__file_read(f, 0, length, sizeof length)) {
+    return clnet__file_read(f, 0, start, 8);
+}
+
+// Reads the header's text, whose length are the file's first bytes.
+static bool clnet__header_load(clnet_tensor_file *f, const unsigned char start[8]) {
+    uint64_t announced = clnet__load_bytes(start, 8), there = f->size - 8;
+    if (announced > there && clnet__is_tar(f)) {
+        clnet__fail(f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": a tar archive is not supported: expected safetensors, or what "
+                                "torch.save writes since PyTorch 0.1.10",
+                    f->path);
         return false;
     }
-    uint64_t announced = clnet__load_bytes(length, sizeof length), there = f->size - sizeof length;
     if (announced > there || announced > CLNET_FILE_MAX_HEADER) {
         uint64_t most = announced > there ? there : CLNET_FILE_MAX_HEADER;
         clnet__fail(f->ctx, announced > there ? CLNET_ERROR_TRUNCATED : CLNET_ERROR_LIMIT,
@@ -7395,14 +7460,14 @@ static bool clnet__header_load(clnet_tensor_file *f) {
         return false;
     }
     f->length = (size_t)announced;
-    f->data = sizeof length + announced;
+    f->data = 8 + announced;
     f->text = (char *)clnet__alloc(f->ctx, f->length + 1);
-    return f->text != NULL && clnet__file_read(f, sizeof length, f->text, f->length);
+    return f->text != NULL && clnet__file_read(f, 8, f->text, f->length);
 }
 
-static bool clnet__header_read(clnet_tensor_file *f) {
+static bool clnet__header_read(clnet_tensor_file *f, const unsigned char start[8]) {
     static const char shortest[] = "\"\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}";
-    if (!clnet__header_load(f)) {
+    if (!clnet__header_load(f, start)) {
         return false;
     }
     size_t valid = clnet__utf8_end(f->text, f->length);
@@ -7421,6 +7486,17 @@ static bool clnet__header_read(clnet_tensor_file *f) {
     return true;
 }
 
+// The format shows in the first bytes.
+static bool clnet__format_read(clnet_tensor_file *f) {
+    unsigned char start[8];
+    if (!clnet__file_begin(f, start)) {
+        return false;
+    }
+    return clnet__is_zip(start) || clnet__is_pickle(start)
+               ? clnet__pth_read(f, clnet__is_zip(start))
+               : clnet__header_read(f, start);
+}
+
 clnet_tensor_file *clnet_tensor_file_open(clnet_context *ctx, const char *path) {
     if (ctx == NULL || ctx->result != CLNET_OK) {
         return NULL;
@@ -7436,7 +7512,7 @@ clnet_tensor_file *clnet_tensor_file_open(clnet_context *ctx, const char *path) 
     f->ctx = ctx;
     f->path = clnet__copy_text(ctx, path);
     f->file = f->path != NULL ? clnet__file_open(ctx, path, false) : NULL;
-    if (f->file == NULL || !clnet__header_read(f)) {
+    if (f->file == NULL || !clnet__format_read(f)) {
         clnet_tensor_file_close(f);
         return NULL;
     }
@@ -7460,6 +7536,18 @@ void clnet_tensor_file_close(clnet_tensor_file *f) {
 
 size_t clnet_tensor_file_count(const clnet_tensor_file *f) { return f != NULL ? f->count : 0; }
 
+// Reads so many numbers, with anything but digits between them.
+static void clnet__read_axes(const char **s, int rank, uint64_t axes[CLNET_MAX_RANK]) {
+    for (int i = 0; i < rank; i++) {
+        while (**s < '0' || **s > '9') {
+            ++*s;
+        }
+        for (axes[i] = 0; **s >= '0' && **s <= '9'; ++*s) {
+            axes[i] = axes[i] * 10 + (uint64_t)(**s - '0');
+        }
+    }
+}
+
 bool clnet_tensor_file_at(const clnet_tensor_file *f, size_t i, clnet_file_tensor *t) {
     if (f == NULL || i >= f->count) {
         return false;
@@ -7472,14 +7560,8 @@ bool clnet_tensor_file_at(const clnet_tensor_file *f, size_t i, clnet_file_tenso
     t->rank = record->rank;
     t->offset = f->data + record->begin;
     t->bytes = record->end - record->begin;
-    for (int axis = 0; axis < t->rank; axis++) {
-        while (*s < '0' || *s > '9') {
-            s++;
-        }
-        while (*s >= '0' && *s <= '9') {
-            t->shape[axis] = t->shape[axis] * 10 + (uint64_t)(*s++ - '0');
-        }
-    }
+    clnet__read_axes(&s, t->rank, t->shape);
+    clnet__read_axes(&s, record->strided ? t->rank : 0, t->stride);
     return true;
 }
 
@@ -7525,24 +7607,73 @@ size_t clnet_tensor_file_keys(const clnet_tensor_file *f, size_t i, const char *
     return count;
 }
 
-// Whether a tensor can be read now: of this file, and no failure before.
-static bool clnet__check_readable(clnet_tensor_file *f, const clnet_file_tensor *t) {
+static bool clnet__is_strided(const clnet_file_tensor *t) {
+    int i = 0;
+    while (i < t->rank && t->stride[i] == 0) {
+        i++;
+    }
+    return i < t->rank;
+}
+
+// Whether a tensor can be read now: of this file, and no failure before. *bytes is how many the file
+// has from its first number to its last.
+static bool clnet__check_readable(clnet_tensor_file *f, const clnet_file_tensor *t,
+                                  uint64_t *bytes) {
     uint64_t end;
     if (f == NULL || f->ctx->result != CLNET_OK) {
         return false;
     }
-    if (!clnet__add64(t->offset, t->bytes, &end) || end > f->size || t->bytes > SIZE_MAX) {
+    *bytes = t->bytes;
+    const bool counted =
+        !clnet__is_strided(t) ||
+        (clnet__tensor_span(t, bytes) && clnet__mul64(*bytes, clnet_dtype_size(t->dtype), bytes) &&
+         *bytes >= t->bytes);
+    if (!counted || !clnet__add64(t->offset, *bytes, &end) || end > f->size || *bytes > SIZE_MAX) {
         clnet__fail(f->ctx, CLNET_ERROR_ARGUMENT,
                     CLNET__PATH ": tensor %s: %llu bytes at %llu are not in this file", f->path,
-                    t->name, (unsigned long long)t->bytes, (unsigned long long)t->offset);
+                    t->name, (unsigned long long)*bytes, (unsigned long long)t->offset);
         return false;
     }
     return true;
 }
 
+// Where the i-th number of a strided tensor stands, counted from its first.
+static size_t clnet__strided_place(const clnet_file_tensor *t, uint64_t i) {
+    uint64_t place = 0;
+    for (int axis = t->rank - 1; axis >= 0; axis--) {
+        place += i % t->shape[axis] * t->stride[axis];
+        i /= t->shape[axis];
+    }
+    return (size_t)place;
+}
+
+// Reads a tensor with strides, as bytes or as values, by way of a copy of all between its first
+// number and its last.
+static void clnet__read_strided(clnet_tensor_file *f, const clnet_file_tensor *t, uint64_t bytes,
+                                unsigned char *dense, clnet_real *values) {
+    const size_t size = clnet_dtype_size(t->dtype);
+    unsigned char *copy = (unsigned char *)clnet__alloc(f->ctx, (size_t)bytes);
+    if (copy != NULL && clnet__file_read(f, t->offset, copy, (size_t)bytes)) {
+        for (uint64_t i = 0; i < t->bytes / size; i++) {
+            const unsigned char *number = copy + clnet__strided_place(t, i) * size;
+            if (values != NULL) {
+                values[i] = clnet__load_real(number, t->dtype);
+            } else {
+                memcpy(dense + i * size, number, size);
+            }
+        }
+    }
+    clnet__free(f->ctx, copy);
+}
+
 clnet_result clnet_tensor_file_read(clnet_tensor_file *f, const clnet_file_tensor *t, void *bytes) {
-    if (clnet__check_readable(f, t)) {
-        clnet__file_read(f, t->offset, bytes, (size_t)t->bytes);
+    uint64_t in_file;
+    if (clnet__check_readable(f, t, &in_file)) {
+        if (clnet__is_strided(t)) {
+            clnet__read_strided(f, t, in_file, (unsigned char *)bytes, NULL);
+        } else {
+            clnet__file_read(f, t->offset, bytes, (size_t)t->bytes);
+        }
     }
     return f != NULL ? f->ctx->result : CLNET_ERROR_ARGUMENT;
 }
@@ -7550,13 +7681,18 @@ clnet_result clnet_tensor_file_read(clnet_tensor_file *f, const clnet_file_tenso
 clnet_result clnet_tensor_file_read_real(clnet_tensor_file *f, const clnet_file_tensor *t,
                                          clnet_real *values) {
     unsigned char block[8192]; // a multiple of every size of number
-    if (!clnet__check_readable(f, t)) {
+    uint64_t in_file;
+    if (!clnet__check_readable(f, t, &in_file)) {
         return f != NULL ? f->ctx->result : CLNET_ERROR_ARGUMENT;
     }
     if (!clnet__can_decode(t->dtype)) {
         return clnet__fail(f->ctx, CLNET_ERROR_DTYPE,
                            CLNET__PATH ": tensor %s: its dtype is %s, expected F32, F16 or BF16",
                            f->path, t->name, clnet_dtype_name(t->dtype));
+    }
+    if (clnet__is_strided(t)) {
+        clnet__read_strided(f, t, in_file, NULL, values);
+        return f->ctx->result;
     }
     size_t size = clnet_dtype_size(t->dtype);
     for (uint64_t done = 0; done < t->bytes;) {
@@ -7570,6 +7706,1763 @@ clnet_result clnet_tensor_file_read_real(clnet_tensor_file *f, const clnet_file_
         done += bytes;
     }
     return f->ctx->result;
+}
+
+// >>files: pth
+//
+// PyTorch's own files, read without running anything. torch.save writes a state dict, a dictionary
+// from names to tensors, into one of two containers:
+//
+// (a) a zip file whose entries are stored, not compressed, all in one folder of any name:
+//         data.pkl          the dictionary as a pickle: names, types, shapes, strides
+//         data/0, data/1    the numbers, one entry for each storage
+//         byteorder         "little"; older files have none
+//     and small ones about versions. Each entry is a local header, a name, padding, its bytes and
+//     perhaps a descriptor; behind the last one stand the central directory, which says it all
+//     again, and an end record (two more where 32 bits may not do: zip64). clnet adds an entry
+//     clnet.metadata: keys and values in turn, each ended by a zero byte.
+// (b) before PyTorch 1.6, pickles in a row: a magic number, the protocol's number, the machine's
+//     properties, the dictionary, the list of storage keys; then for each of these keys the
+//     storage's count of numbers in 8 bytes, and the numbers.
+//
+// A pickle is a program for a machine with a stack and a memo. Each opcode is a byte, perhaps with
+// an argument, and most of them push a value. This makes one tensor of shape (2,3):
+//
+//     c torch._utils _rebuild_tensor_v2    GLOBAL       a function, by name
+//     (                                    MARK         arguments begin
+//     ( X storage  c torch FloatStorage  X 0  X cpu  K 6  t    TUPLE   6 numbers under the key "0"
+//     Q                                    BINPERSID    the tuple becomes that storage
+//     K 0                                  BININT1      first number, then shape and strides
+//     K 2 K 3 \x86  K 3 K 1 \x86           TUPLE2
+//     \x89                                 NEWFALSE     requires_grad
+//     c collections OrderedDict ) R                     no hooks
+//     t R                                  REDUCE       calls the function with the tuple
+//
+// Python calls what a pickle names, which is why loading one may run any program. This machine can
+// call nothing: GLOBAL compares its two lines with the fixed list clnet__globals, and REDUCE checks
+// the tuple of arguments and puts the label "tensor" on it. A value is eight bytes, its kind and
+// where it stands in the pickle; text and numbers are looked at there when the dictionary is read.
+// All memory is counted, and what would need more than twice the file's size and 1 MiB is refused.
+
+// To allow another opcode or name, add a row to clnet__opcodes or clnet__globals.
+
+#define CLNET__KINDS(X)                                                                            \
+    X(NOTHING, "nothing") /* where the stack has no more values */                                 \
+    X(MARK, "a mark")                                                                              \
+    X(NONE, "None")                                                                                \
+    X(FALSE, "False")                                                                              \
+    X(TRUE, "True")                                                                                \
+    X(INT, "a whole number")                                                                       \
+    X(FLOAT, "a float")                                                                            \
+    X(TEXT, "a string")                                                                            \
+    X(GLOBAL, "a name")     /* at: its row of clnet__globals */                                    \
+    X(TUPLE, "a tuple")     /* at: its chunk */                                                    \
+    X(LIST, "a list")       /* at: the cell that has its first and last chunk, or 0 and 0 */       \
+    X(DICT, "a dictionary") /* likewise; keys and values in turn */                                \
+    X(STORAGE, "a storage") /* at: the tuple of BINPERSID */                                       \
+    X(TENSOR, "a tensor")   /* at: the tuple of REDUCE */
+
+#define CLNET__KIND_ENUM(name, text) CLNET__##name,
+typedef enum clnet__kind { CLNET__KINDS(CLNET__KIND_ENUM) CLNET__KIND_COUNT } clnet__kind;
+#undef CLNET__KIND_ENUM
+
+// A value: its kind, and where in the pickle the opcode that pushed it stands, unless the list above
+// says otherwise. The items of tuples, lists and dictionaries stand in chunks of further cells, the
+// first of which has their number and the place of the next chunk, 0 for none.
+typedef struct clnet__cell {
+    uint32_t kind, at; // or first and last chunk; or number of items and next chunk
+} clnet__cell;
+
+typedef struct clnet__cells {
+    clnet__cell *data;
+    size_t count, capacity;
+} clnet__cells;
+
+// Bytes of the file that have a name: an entry of the zip file, or a storage of the older format.
+typedef struct clnet__part {
+    const unsigned char *name;
+    uint64_t begin, bytes; // begin 0: not known yet
+    uint64_t header;       // zip: where the local header stands
+    uint32_t crc;
+    uint16_t length; // of the name
+    uint16_t detail; // zip: flags; older format: bytes of one number
+} clnet__part;
+
+typedef struct clnet__pth {
+    clnet_tensor_file *f;
+    uint64_t left;       // bytes of memory that may still be taken
+    unsigned char *text; // the pickle
+    size_t length;
+    uint64_t text_at;   // where it stands in the file
+    size_t at, next;    // the opcode that runs; the one behind it
+    size_t argument, n; // the opcode's argument: where, how many bytes
+    size_t begin;       // of this pickle
+    bool stopped;
+    clnet__cells stack, memo, heap;
+    clnet__part *parts; // in the end by name
+    size_t part_count, part_capacity;
+    unsigned char *directory; // of the zip file; NULL: the older format
+    const clnet__part *pickle;
+} clnet__pth;
+
+static clnet_result clnet__pth_result(const clnet__pth *p) { return p->f->ctx->result; }
+
+// Memory that is counted. clnet__pth_free wants the number of bytes again.
+static void *clnet__pth_alloc(clnet__pth *p, uint64_t bytes) {
+    if (bytes > p->left || bytes > SIZE_MAX) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_LIMIT,
+                    CLNET__PATH ": reading it takes more memory than twice its %llu bytes and "
+                                "1 MiB: too many values, names or entries",
+                    p->f->path, (unsigned long long)p->f->size);
+        return NULL;
+    }
+    p->left -= bytes;
+    return clnet__alloc(p->f->ctx, (size_t)bytes);
+}
+
+static void clnet__pth_free(clnet__pth *p, void *memory, uint64_t bytes) {
+    if (memory != NULL) {
+        p->left += bytes;
+        clnet__free(p->f->ctx, memory);
+    }
+}
+
+// Makes room for `more` items behind `count`, by doubling.
+static bool clnet__pth_grow(clnet__pth *p, void **items, size_t count, size_t more,
+                            size_t *capacity, size_t size) {
+    size_t wanted = *capacity > 0 ? *capacity : 16;
+    while (wanted < count + more) {
+        wanted *= 2;
+    }
+    if (wanted == *capacity) {
+        return true;
+    }
+    void *larger = clnet__pth_alloc(p, (uint64_t)wanted * size);
+    if (larger == NULL) {
+        return false;
+    }
+    if (count > 0) {
+        memcpy(larger, *items, count * size);
+    }
+    clnet__pth_free(p, *items, (uint64_t)*capacity * size);
+    *items = larger;
+    *capacity = wanted;
+    return true;
+}
+
+static clnet__part *clnet__part_add(clnet__pth *p) {
+    void *parts = p->parts;
+    if (!clnet__pth_grow(p, &parts, p->part_count, 1, &p->part_capacity, sizeof *p->parts)) {
+        return NULL;
+    }
+    p->parts = (clnet__part *)parts;
+    return &p->parts[p->part_count++];
+}
+
+// >>files: pth: the machine
+
+// Arguments of opcodes: so many bytes, or
+enum {
+    CLNET__COUNTED1 = -1, // a count in one byte, then as many bytes
+    CLNET__COUNTED4 = -4, // a count in four
+    CLNET__TWO_LINES = -2
+};
+
+typedef struct clnet__opcode {
+    const char *name;
+    int argument;
+    bool (*run)(clnet__pth *p, unsigned with); // NULL: refused
+    unsigned with;
+} clnet__opcode;
+
+static const clnet__opcode clnet__opcodes[256]; // below
+
+// Records what is wrong with the opcode that runs.
+static bool clnet__pickle_fail(const clnet__pth *p, clnet_result result, const char *format, ...)
+    CLNET__PRINTF(3, 4);
+static bool clnet__pickle_fail(const clnet__pth *p, clnet_result result, const char *format, ...) {
+    char what[400];
+    const char *name = clnet__opcodes[p->text[p->at]].name;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    clnet__fail(p->f->ctx, result, CLNET__PATH ": byte %llu, opcode 0x%02x %s: %s", p->f->path,
+                (unsigned long long)(p->text_at + p->at), p->text[p->at],
+                name != NULL ? name : "(unknown)", what);
+    return false;
+}
+
+static const char *clnet__kind_text(uint32_t kind) {
+#define CLNET__KIND_TEXT(name, text) text,
+    static const char *const texts[] = {CLNET__KINDS(CLNET__KIND_TEXT)};
+#undef CLNET__KIND_TEXT
+    return texts[kind];
+}
+
+// The value `depth` places below the top of the stack.
+static clnet__cell clnet__pickle_top(const clnet__pth *p, size_t depth) {
+    const clnet__cell nothing = {CLNET__NOTHING, 0};
+    return depth < p->stack.count ? p->stack.data[p->stack.count - 1 - depth] : nothing;
+}
+
+// Whether a value is of the kind that the running opcode needs.
+static bool clnet__pickle_is(const clnet__pth *p, clnet__cell value, clnet__kind kind,
+                             const char *what) {
+    return value.kind == (uint32_t)kind ||
+           clnet__pickle_fail(p, CLNET_ERROR_SYNTAX, "expected %s as %s, found %s",
+                              clnet__kind_text((uint32_t)kind), what, clnet__kind_text(value.kind));
+}
+
+static bool clnet__cells_add(clnet__pth *p, clnet__cells *cells, uint32_t kind, uint32_t at) {
+    void *data = cells->data;
+    const uint64_t most = cells == &p->heap ? CLNET_FILE_MAX_HEADER : CLNET_PICKLE_MAX_VALUES;
+    if (cells->count >= most) {
+        return clnet__pickle_fail(p, CLNET_ERROR_LIMIT, "more values than the %llu accepted",
+                                  (unsigned long long)most);
+    }
+    if (!clnet__pth_grow(p, &data, cells->count, 1, &cells->capacity, sizeof *cells->data)) {
+        return false;
+    }
+    cells->data = (clnet__cell *)data;
+    cells->data[cells->count++] = (clnet__cell){kind, at};
+    return true;
+}
+
+static bool clnet__pickle_push(clnet__pth *p, uint32_t kind, uint32_t at) {
+    return clnet__cells_add(p, &p->stack, kind, at);
+}
+
+// Moves the upper `count` values of the stack into a new chunk; 0: failed.
+static uint32_t clnet__pickle_chunk(clnet__pth *p, size_t count) {
+    uint32_t chunk = (uint32_t)p->heap.count;
+    const size_t first = p->stack.count - count;
+    if (!clnet__cells_add(p, &p->heap, (uint32_t)count, 0)) {
+        return 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const clnet__cell value = p->stack.data[first + i];
+        if (!clnet__cells_add(p, &p->heap, value.kind, value.at)) {
+            return 0;
+        }
+    }
+    p->stack.count = first;
+    return chunk;
+}
+
+// Appends a chunk to a list or dictionary.
+static void clnet__pickle_append(clnet__pth *p, clnet__cell container, uint32_t chunk) {
+    clnet__cell *ends = &p->heap.data[container.at];
+    if (ends->kind != 0) {
+        p->heap.data[ends->at].at = chunk;
+    } else {
+        ends->kind = chunk;
+    }
+    ends->at = chunk;
+}
+
+static size_t clnet__tuple_count(const clnet__pth *p, clnet__cell tuple) {
+    return p->heap.data[tuple.at].kind;
+}
+
+static clnet__cell clnet__tuple_item(const clnet__pth *p, clnet__cell tuple, size_t i) {
+    return p->heap.data[tuple.at + 1 + i];
+}
+
+// A walk over the items of a list or dictionary: the cells in order, false at the end.
+typedef struct clnet__walk {
+    uint32_t chunk, i;
+} clnet__walk;
+
+static clnet__walk clnet__walk_begin(const clnet__pth *p, clnet__cell container) {
+    return (clnet__walk){p->heap.data[container.at].kind, 0};
+}
+
+static bool clnet__walk_next(const clnet__pth *p, clnet__walk *w, clnet__cell *item) {
+    while (w->chunk != 0 && w->i == p->heap.data[w->chunk].kind) {
+        w->chunk = p->heap.data[w->chunk].at;
+        w->i = 0;
+    }
+    if (w->chunk == 0) {
+        return false;
+    }
+    *item = p->heap.data[w->chunk + 1 + w->i++];
+    return true;
+}
+
+// The bytes of a string.
+static const unsigned char *clnet__pickle_text(const clnet__pth *p, clnet__cell text,
+                                               size_t *length) {
+    const unsigned char *s = p->text + text.at;
+    const size_t prefix = *s == 'X' ? 4 : 1;
+    *length = (size_t)clnet__load_bytes(s + 1, prefix);
+    return s + 1 + prefix;
+}
+
+static bool clnet__pickle_equals(const clnet__pth *p, clnet__cell text, const char *expected) {
+    size_t length;
+    const unsigned char *s = clnet__pickle_text(p, text, &length);
+    return length == strlen(expected) && memcmp(s, expected, length) == 0;
+}
+
+// A whole number; false: it is negative or has more than 63 bits.
+static bool clnet__pickle_number(const clnet__pth *p, clnet__cell number, uint64_t *value) {
+    const unsigned char *s = p->text + number.at;
+    const size_t bytes = *s == 'K' ? 1 : *s == 'M' ? 2 : *s == 'J' ? 4 : s[1];
+    const bool is_signed = bytes > 2 || *s == 0x8A;
+    if (bytes > 8) {
+        return false;
+    }
+    *value = clnet__load_bytes(s + (*s == 0x8A ? 2 : 1), bytes);
+    return !is_signed || bytes == 0 || *value >> (8 * bytes - 1) == 0;
+}
+
+// The names that a pickle may use, with what they mean.
+typedef enum clnet__global_kind {
+    CLNET__ORDERED_DICT,
+    CLNET__SIZE,
+    CLNET__PARAMETER,
+    CLNET__REBUILD,    // a tensor, whose type is that of its storage
+    CLNET__REBUILD_AS, // a tensor, whose type is an argument
+    CLNET__STORAGE_TYPE,
+    CLNET__DTYPE
+} clnet__global_kind;
+
+typedef struct clnet__global {
+    const char *name;
+    clnet__global_kind kind;
+    unsigned char least, most; // arguments of a function
+    clnet_dtype dtype;         // of storages; CLNET_DTYPE_COUNT: bytes
+} clnet__global;
+
+// Types of numbers that have a storage of their own, and those for which bytes are stored.
+#define CLNET__STORAGES(X)                                                                         \
+    X(F32, "torch\nFloatStorage\n")                                                                \
+    X(F64, "torch\nDoubleStorage\n")                                                               \
+    X(F16, "torch\nHalfStorage\n")                                                                 \
+    X(BF16, "torch\nBFloat16Storage\n")                                                            \
+    X(C64, "torch\nComplexFloatStorage\n")                                                         \
+    X(I64, "torch\nLongStorage\n")                                                                 \
+    X(I32, "torch\nIntStorage\n")                                                                  \
+    X(I16, "torch\nShortStorage\n")                                                                \
+    X(I8, "torch\nCharStorage\n")                                                                  \
+    X(U8, "torch\nByteStorage\n")                                                                  \
+    X(BOOL, "torch\nBoolStorage\n")
+#define CLNET__UNTYPED(X)                                                                          \
+    X(U16, "torch\nuint16\n")                                                                      \
+    X(U32, "torch\nuint32\n")                                                                      \
+    X(U64, "torch\nuint64\n")                                                                      \
+    X(F8_E4M3, "torch\nfloat8_e4m3fn\n")                                                           \
+    X(F8_E5M2, "torch\nfloat8_e5m2\n")                                                             \
+    X(F8_E8M0, "torch\nfloat8_e8m0fnu\n")
+#define CLNET__ORDERED_DICT_NAME "collections\nOrderedDict\n"
+#define CLNET__REBUILD_NAME      "torch._utils\n_rebuild_tensor_v2\n"
+#define CLNET__REBUILD_AS_NAME   "torch._utils\n_rebuild_tensor_v3\n"
+#define CLNET__UNTYPED_NAME      "torch.storage\nUntypedStorage\n"
+
+#define CLNET__STORAGE_ROW(dtype, name) {name, CLNET__STORAGE_TYPE, 0, 0, CLNET_##dtype},
+#define CLNET__UNTYPED_ROW(dtype, name) {name, CLNET__DTYPE, 0, 0, CLNET_##dtype},
+static const clnet__global clnet__globals[] = {
+    {CLNET__ORDERED_DICT_NAME, CLNET__ORDERED_DICT, 0, 1, CLNET_F32},
+    {"torch\nSize\n", CLNET__SIZE, 1, 1, CLNET_F32},
+    {"torch._utils\n_rebuild_parameter\n", CLNET__PARAMETER, 3, 3, CLNET_F32},
+    {"torch._utils\n_rebuild_tensor\n", CLNET__REBUILD, 4, 4, CLNET_F32},
+    {CLNET__REBUILD_NAME, CLNET__REBUILD, 6, 7, CLNET_F32},
+    {CLNET__REBUILD_AS_NAME, CLNET__REBUILD_AS, 7, 8, CLNET_F32},
+    CLNET__STORAGES(CLNET__STORAGE_ROW) //
+    {CLNET__UNTYPED_NAME, CLNET__STORAGE_TYPE, 0, 0, CLNET_DTYPE_COUNT},
+    CLNET__UNTYPED(CLNET__UNTYPED_ROW) //
+};
+#undef CLNET__STORAGE_ROW
+#undef CLNET__UNTYPED_ROW
+
+enum { CLNET__GLOBAL_COUNT = sizeof clnet__globals / sizeof clnet__globals[0] };
+
+// What opcodes do. `with` is the last column of clnet__opcodes.
+
+static bool clnet__op_proto(clnet__pth *p, unsigned with) {
+    const unsigned protocol = p->text[p->argument];
+    if (p->at != p->begin || protocol != with) {
+        return clnet__pickle_fail(p, CLNET_ERROR_UNSUPPORTED,
+                                  "protocol %u, expected protocol %u once, at the beginning",
+                                  protocol, with);
+    }
+    return true;
+}
+
+static bool clnet__op_push(clnet__pth *p, unsigned with) {
+    return clnet__pickle_push(p, with, (uint32_t)p->at);
+}
+
+// A new list or dictionary without items.
+static bool clnet__op_new(clnet__pth *p, unsigned with) {
+    const uint32_t at = (uint32_t)p->heap.count;
+    return clnet__cells_add(p, &p->heap, 0, 0) && clnet__pickle_push(p, with, at);
+}
+
+static bool clnet__op_text(clnet__pth *p, unsigned with) {
+    const size_t end = clnet__utf8_end((const char *)p->text + p->argument, p->n);
+    if (end < p->n) {
+        return clnet__pickle_fail(p, CLNET_ERROR_ENCODING, "expected UTF-8, found byte 0x%02x",
+                                  p->text[p->argument + end]);
+    }
+    return clnet__op_push(p, with);
+}
+
+static bool clnet__op_tuple(clnet__pth *p, unsigned with) {
+    for (unsigned i = 0; i < with; i++) {
+        if (clnet__pickle_top(p, i).kind <= CLNET__MARK) {
+            return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX, "expected %u values, found %s", with,
+                                      clnet__kind_text(clnet__pickle_top(p, i).kind));
+        }
+    }
+    const uint32_t chunk = with > 0 ? clnet__pickle_chunk(p, with) : 0; // 0: the empty tuple
+    return clnet__pth_result(p) == CLNET_OK && clnet__pickle_push(p, CLNET__TUPLE, chunk);
+}
+
+// Counts the values above the last mark.
+static bool clnet__pickle_marked(clnet__pth *p, size_t *count) {
+    *count = 0;
+    while (clnet__pickle_top(p, *count).kind > CLNET__MARK) {
+        (*count)++;
+    }
+    return clnet__pickle_is(p, clnet__pickle_top(p, *count), CLNET__MARK, "the beginning");
+}
+
+// Moves the values above the last mark into a new chunk, and drops the mark.
+static bool clnet__pickle_take_marked(clnet__pth *p, size_t count, uint32_t *chunk) {
+    *chunk = clnet__pickle_chunk(p, count);
+    p->stack.count -= *chunk != 0;
+    return *chunk != 0;
+}
+
+static bool clnet__op_marked_tuple(clnet__pth *p, unsigned with) {
+    size_t count;
+    uint32_t chunk;
+    return clnet__pickle_marked(p, &count) && clnet__pickle_take_marked(p, count, &chunk) &&
+           clnet__pickle_push(p, with, chunk);
+}
+
+// Items for the list, or keys and values for the dictionary, that stands below them.
+static bool clnet__op_extend(clnet__pth *p, unsigned with, bool marked) {
+    size_t count = with == CLNET__DICT ? 2 : 1;
+    uint32_t chunk;
+    if (marked && !clnet__pickle_marked(p, &count)) {
+        return false;
+    }
+    const clnet__cell container = clnet__pickle_top(p, count + marked);
+    if (!clnet__pickle_is(p, container, (clnet__kind)with, "what is added to")) {
+        return false;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const clnet__cell value = clnet__pickle_top(p, count - 1 - i);
+        const bool key = with == CLNET__DICT && i % 2 == 0;
+        if (value.kind == CLNET__MARK || (key && i + 1 == count) ||
+            (key && value.kind != CLNET__TEXT && value.kind != CLNET__INT)) {
+            return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX, "expected %s, found %s",
+                                      !key             ? "a value"
+                                      : i + 1 == count ? "a value for each key"
+                                                       : "a string or whole number as key",
+                                      clnet__kind_text(value.kind));
+        }
+    }
+    if (!(marked ? clnet__pickle_take_marked(p, count, &chunk)
+                 : (chunk = clnet__pickle_chunk(p, count)) != 0)) {
+        return false;
+    }
+    clnet__pickle_append(p, container, chunk);
+    return true;
+}
+
+static bool clnet__op_one(clnet__pth *p, unsigned with) { return clnet__op_extend(p, with, false); }
+static bool clnet__op_more(clnet__pth *p, unsigned with) { return clnet__op_extend(p, with, true); }
+
+// Python numbers the entries of the memo one by one.
+static bool clnet__op_put(clnet__pth *p, unsigned with) {
+    const uint64_t index = clnet__load_bytes(p->text + p->argument, with);
+    const clnet__cell value = clnet__pickle_top(p, 0);
+    if (value.kind <= CLNET__MARK || index > p->memo.count) {
+        return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX,
+                                  "expected a value for an entry up to %llu, found %s for %llu",
+                                  (unsigned long long)p->memo.count, clnet__kind_text(value.kind),
+                                  (unsigned long long)index);
+    }
+    if (index < p->memo.count) {
+        p->memo.data[index] = value;
+        return true;
+    }
+    return clnet__cells_add(p, &p->memo, value.kind, value.at);
+}
+
+static bool clnet__op_get(clnet__pth *p, unsigned with) {
+    const uint64_t index = clnet__load_bytes(p->text + p->argument, with);
+    if (index >= p->memo.count) {
+        return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX,
+                                  "entry %llu of the memo, expected one below %llu",
+                                  (unsigned long long)index, (unsigned long long)p->memo.count);
+    }
+    return clnet__pickle_push(p, p->memo.data[index].kind, p->memo.data[index].at);
+}
+
+static bool clnet__op_global(clnet__pth *p, unsigned with) {
+    const char *name = (const char *)p->text + p->argument;
+    for (uint32_t i = 0; i < CLNET__GLOBAL_COUNT; i++) {
+        const char *known = clnet__globals[i].name;
+        if (p->n == strlen(known) && memcmp(name, known, p->n) == 0) {
+            return clnet__pickle_push(p, with, i);
+        }
+    }
+    char found[100];
+    const size_t length = p->n - 1 < sizeof found ? p->n : sizeof found;
+    snprintf(found, length, "%.*s", (int)length - 1, name);
+    clnet__printable(found, sizeof found, found);
+    return clnet__pickle_fail(p, CLNET_ERROR_UNSUPPORTED,
+                              "expected a name that a state dict of tensors needs, found \"%s\" "
+                              "(whole pickled modules are not supported)",
+                              found);
+}
+
+// Whether the items of a tuple of arguments begin with these kinds.
+static bool clnet__pickle_arguments(const clnet__pth *p, clnet__cell tuple,
+                                    const unsigned char *kinds, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (!clnet__pickle_is(p, clnet__tuple_item(p, tuple, i), (clnet__kind)kinds[i],
+                              "an argument")) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// A dictionary of the pairs in a list, which is how Python 2 wrote an OrderedDict.
+static bool clnet__pickle_pairs(clnet__pth *p, clnet__cell list) {
+    clnet__cell pair;
+    if (!clnet__op_new(p, CLNET__DICT)) {
+        return false;
+    }
+    for (clnet__walk w = clnet__walk_begin(p, list); clnet__walk_next(p, &w, &pair);) {
+        clnet__cell item[2] = {{CLNET__NOTHING, 0}, {CLNET__NOTHING, 0}};
+        if (!clnet__pickle_is(p, pair, CLNET__LIST, "a pair")) {
+            return false;
+        }
+        clnet__walk inside = clnet__walk_begin(p, pair);
+        for (int i = 0; i < 2; i++) {
+            clnet__walk_next(p, &inside, &item[i]);
+        }
+        if (!clnet__pickle_push(p, item[0].kind, item[0].at) ||
+            !clnet__pickle_push(p, item[1].kind, item[1].at) || !clnet__op_one(p, CLNET__DICT)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// No function is called: the tuple of arguments gets the label of what Python's call would return.
+static bool clnet__op_reduce(clnet__pth *p, unsigned with) {
+    static const unsigned char tensor[] = {CLNET__STORAGE, CLNET__INT, CLNET__TUPLE, CLNET__TUPLE};
+    static const unsigned char parameter[] = {CLNET__TENSOR}, size[] = {CLNET__TUPLE},
+                               pairs[] = {CLNET__LIST};
+    const clnet__cell tuple = clnet__pickle_top(p, 0), function = clnet__pickle_top(p, 1);
+    if (!clnet__pickle_is(p, tuple, CLNET__TUPLE, "arguments") ||
+        !clnet__pickle_is(p, function, (clnet__kind)with, "function")) {
+        return false;
+    }
+    const clnet__global *g = &clnet__globals[function.at];
+    const size_t count = clnet__tuple_count(p, tuple);
+    if (g->kind >= CLNET__STORAGE_TYPE || count < g->least || count > g->most) {
+        return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX, "no function with %llu arguments",
+                                  (unsigned long long)count);
+    }
+    p->stack.count -= 2;
+    switch (g->kind) {
+    case CLNET__ORDERED_DICT:
+        return count == 0 ? clnet__op_new(p, CLNET__DICT)
+                          : clnet__pickle_arguments(p, tuple, pairs, 1) &&
+                                clnet__pickle_pairs(p, clnet__tuple_item(p, tuple, 0));
+    case CLNET__SIZE:
+    case CLNET__PARAMETER: {
+        const clnet__cell value = clnet__tuple_item(p, tuple, 0);
+        return clnet__pickle_arguments(p, tuple, g->kind == CLNET__SIZE ? size : parameter, 1) &&
+               clnet__pickle_push(p, value.kind, value.at);
+    }
+    default:
+        return clnet__pickle_arguments(p, tuple, tensor, sizeof tensor) &&
+               clnet__pickle_push(p, CLNET__TENSOR, tuple.at);
+    }
+}
+
+// What an OrderedDict has besides its items (the versions of modules) is of no use here.
+static bool clnet__op_build(clnet__pth *p, unsigned with) {
+    if (!clnet__pickle_is(p, clnet__pickle_top(p, 0), (clnet__kind)with, "state") ||
+        !clnet__pickle_is(p, clnet__pickle_top(p, 1), (clnet__kind)with, "what gets it")) {
+        return false;
+    }
+    p->stack.count--;
+    return true;
+}
+
+// The type of the numbers of a storage, CLNET_DTYPE_COUNT for bytes, and how many there are.
+static bool clnet__storage_type(const clnet__pth *p, clnet__cell storage, clnet_dtype *dtype,
+                                uint64_t *count) {
+    *dtype = clnet__globals[clnet__tuple_item(p, storage, 1).at].dtype;
+    return clnet__pickle_number(p, clnet__tuple_item(p, storage, 4), count);
+}
+
+// Remembers a storage of the older format, whose place is not known yet.
+static bool clnet__older_storage(clnet__pth *p, clnet__cell key, uint64_t bytes, size_t unit) {
+    size_t length;
+    const unsigned char *name = clnet__pickle_text(p, key, &length);
+    if (length > CLNET_FILE_MAX_NAME) {
+        return clnet__pickle_fail(p, CLNET_ERROR_LIMIT, "a key of %llu bytes, expected at most %d",
+                                  (unsigned long long)length, CLNET_FILE_MAX_NAME);
+    }
+    clnet__part *part = clnet__part_add(p);
+    if (part != NULL) {
+        *part = (clnet__part){
+            .name = name, .length = (uint16_t)length, .bytes = bytes, .detail = (uint16_t)unit};
+    }
+    return part != NULL;
+}
+
+// ("storage", type, key, device, count), in the older format with what it is a view of behind.
+static bool clnet__op_persistent(clnet__pth *p, unsigned with) {
+    static const unsigned char kinds[] = {CLNET__TEXT, CLNET__GLOBAL, CLNET__TEXT, CLNET__TEXT,
+                                          CLNET__INT};
+    const clnet__cell tuple = clnet__pickle_top(p, 0);
+    clnet_dtype dtype;
+    uint64_t count, bytes;
+    if (!clnet__pickle_is(p, tuple, CLNET__TUPLE, "a storage's description")) {
+        return false;
+    }
+    const size_t items = clnet__tuple_count(p, tuple);
+    if (items > 0 && clnet__tuple_item(p, tuple, 0).kind == CLNET__TEXT &&
+        clnet__pickle_equals(p, clnet__tuple_item(p, tuple, 0), "module")) {
+        return clnet__pickle_fail(p, CLNET_ERROR_UNSUPPORTED,
+                                  "a whole pickled module, expected its state_dict()");
+    }
+    if (items != sizeof kinds + (p->directory == NULL)) {
+        return clnet__pickle_fail(
+            p, CLNET_ERROR_SYNTAX, "expected a storage's description of %d items, found %llu",
+            (int)sizeof kinds + (p->directory == NULL), (unsigned long long)items);
+    }
+    if (!clnet__pickle_arguments(p, tuple, kinds, sizeof kinds)) {
+        return false;
+    }
+    if (!clnet__pickle_equals(p, clnet__tuple_item(p, tuple, 0), "storage") ||
+        clnet__globals[clnet__tuple_item(p, tuple, 1).at].kind != CLNET__STORAGE_TYPE ||
+        (items > sizeof kinds && clnet__tuple_item(p, tuple, 5).kind != CLNET__NONE)) {
+        return clnet__pickle_fail(p, CLNET_ERROR_UNSUPPORTED,
+                                  "expected \"storage\", its type and no other storage behind it");
+    }
+    const bool fits = clnet__storage_type(p, tuple, &dtype, &count);
+    const size_t size = dtype == CLNET_DTYPE_COUNT ? 1 : clnet_dtype_size(dtype);
+    if (!fits || !clnet__mul64(count, size, &bytes)) {
+        return clnet__pickle_fail(p, CLNET_ERROR_SHAPE,
+                                  "expected a storage's count of numbers from 0 on, in 63 bits");
+    }
+    p->stack.count--;
+    return clnet__pickle_push(p, with, tuple.at) &&
+           (p->directory != NULL ||
+            clnet__older_storage(p, clnet__tuple_item(p, tuple, 2), bytes, size));
+}
+
+static bool clnet__op_stop(clnet__pth *p, unsigned with) {
+    if (p->stack.count != 1 || clnet__pickle_top(p, 0).kind <= CLNET__MARK) {
+        return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX,
+                                  "expected one value on the stack, found %llu",
+                                  (unsigned long long)p->stack.count);
+    }
+    p->stopped = with;
+    return true;
+}
+
+// All opcodes of Python's protocols 0 to 5. Those without a function are refused: torch.save does
+// not use them for state dicts.
+static const clnet__opcode clnet__opcodes[256] = {
+    [0x80] = {"PROTO", 1, clnet__op_proto, 2},
+    ['.'] = {"STOP", 0, clnet__op_stop, true},
+    ['('] = {"MARK", 0, clnet__op_push, CLNET__MARK},
+    ['N'] = {"NONE", 0, clnet__op_push, CLNET__NONE},
+    [0x88] = {"NEWTRUE", 0, clnet__op_push, CLNET__TRUE},
+    [0x89] = {"NEWFALSE", 0, clnet__op_push, CLNET__FALSE},
+    ['J'] = {"BININT", 4, clnet__op_push, CLNET__INT},
+    ['K'] = {"BININT1", 1, clnet__op_push, CLNET__INT},
+    ['M'] = {"BININT2", 2, clnet__op_push, CLNET__INT},
+    [0x8A] = {"LONG1", CLNET__COUNTED1, clnet__op_push, CLNET__INT},
+    ['G'] = {"BINFLOAT", 8, clnet__op_push, CLNET__FLOAT},
+    ['X'] = {"BINUNICODE", CLNET__COUNTED4, clnet__op_text, CLNET__TEXT},
+    ['U'] = {"SHORT_BINSTRING", CLNET__COUNTED1, clnet__op_text, CLNET__TEXT}, // Python 2
+    [')'] = {"EMPTY_TUPLE", 0, clnet__op_tuple, 0},
+    [0x85] = {"TUPLE1", 0, clnet__op_tuple, 1},
+    [0x86] = {"TUPLE2", 0, clnet__op_tuple, 2},
+    [0x87] = {"TUPLE3", 0, clnet__op_tuple, 3},
+    ['t'] = {"TUPLE", 0, clnet__op_marked_tuple, CLNET__TUPLE},
+    [']'] = {"EMPTY_LIST", 0, clnet__op_new, CLNET__LIST},
+    ['a'] = {"APPEND", 0, clnet__op_one, CLNET__LIST},
+    ['e'] = {"APPENDS", 0, clnet__op_more, CLNET__LIST},
+    ['}'] = {"EMPTY_DICT", 0, clnet__op_new, CLNET__DICT},
+    ['s'] = {"SETITEM", 0, clnet__op_one, CLNET__DICT},
+    ['u'] = {"SETITEMS", 0, clnet__op_more, CLNET__DICT},
+    ['q'] = {"BINPUT", 1, clnet__op_put, 1},
+    ['r'] = {"LONG_BINPUT", 4, clnet__op_put, 4},
+    ['h'] = {"BINGET", 1, clnet__op_get, 1},
+    ['j'] = {"LONG_BINGET", 4, clnet__op_get, 4},
+    ['c'] = {"GLOBAL", CLNET__TWO_LINES, clnet__op_global, CLNET__GLOBAL},
+    ['R'] = {"REDUCE", 0, clnet__op_reduce, CLNET__GLOBAL},
+    ['b'] = {"BUILD", 0, clnet__op_build, CLNET__DICT},
+    ['Q'] = {"BINPERSID", 0, clnet__op_persistent, CLNET__STORAGE},
+#define CLNET__REFUSED(code, name) [code] = {name, 0, NULL, 0}
+    CLNET__REFUSED('0', "POP"),
+    CLNET__REFUSED('1', "POP_MARK"),
+    CLNET__REFUSED('2', "DUP"),
+    CLNET__REFUSED('F', "FLOAT"),
+    CLNET__REFUSED('I', "INT"),
+    CLNET__REFUSED('L', "LONG"),
+    CLNET__REFUSED('P', "PERSID"),
+    CLNET__REFUSED('S', "STRING"),
+    CLNET__REFUSED('T', "BINSTRING"),
+    CLNET__REFUSED('V', "UNICODE"),
+    CLNET__REFUSED('B', "BINBYTES"),
+    CLNET__REFUSED('C', "SHORT_BINBYTES"),
+    CLNET__REFUSED('d', "DICT"),
+    CLNET__REFUSED('g', "GET"),
+    CLNET__REFUSED('i', "INST"),
+    CLNET__REFUSED('l', "LIST"),
+    CLNET__REFUSED('o', "OBJ"),
+    CLNET__REFUSED('p', "PUT"),
+    CLNET__REFUSED(0x81, "NEWOBJ"),
+    CLNET__REFUSED(0x82, "EXT1"),
+    CLNET__REFUSED(0x83, "EXT2"),
+    CLNET__REFUSED(0x84, "EXT4"),
+    CLNET__REFUSED(0x8B, "LONG4"),
+    CLNET__REFUSED(0x8C, "SHORT_BINUNICODE"),
+    CLNET__REFUSED(0x8D, "BINUNICODE8"),
+    CLNET__REFUSED(0x8E, "BINBYTES8"),
+    CLNET__REFUSED(0x8F, "EMPTY_SET"),
+    CLNET__REFUSED(0x90, "ADDITEMS"),
+    CLNET__REFUSED(0x91, "FROZENSET"),
+    CLNET__REFUSED(0x92, "NEWOBJ_EX"),
+    CLNET__REFUSED(0x93, "STACK_GLOBAL"),
+    CLNET__REFUSED(0x94, "MEMOIZE"),
+    CLNET__REFUSED(0x95, "FRAME"),
+    CLNET__REFUSED(0x96, "BYTEARRAY8"),
+    CLNET__REFUSED(0x97, "NEXT_BUFFER"),
+    CLNET__REFUSED(0x98, "READONLY_BUFFER"),
+#undef CLNET__REFUSED
+};
+
+// Finds the argument of the opcode at p->at, and with it the next opcode.
+static bool clnet__pickle_argument(clnet__pth *p, int argument) {
+    const size_t left = p->length - p->at - 1;
+    const unsigned char *s = p->text + p->at + 1;
+    size_t prefix = argument == CLNET__COUNTED1 ? 1 : argument == CLNET__COUNTED4 ? 4 : 0;
+    uint64_t bytes = argument > 0 ? (uint64_t)argument : 0;
+    if (argument == CLNET__TWO_LINES) {
+        for (int lines = 0; lines < 2 && bytes < left; bytes++) {
+            lines += s[bytes] == '\n';
+        }
+        bytes += bytes == left && (bytes < 2 || s[bytes - 1] != '\n'); // no end in sight
+    } else if (prefix <= left) {
+        bytes += clnet__load_bytes(s, prefix);
+    }
+    if (prefix > left || bytes > left - prefix) {
+        return clnet__pickle_fail(p, CLNET_ERROR_TRUNCATED,
+                                  "%llu bytes of argument, expected at most the %llu that are left",
+                                  (unsigned long long)bytes + prefix, (unsigned long long)left);
+    }
+    p->argument = p->at + 1 + prefix;
+    p->n = (size_t)bytes;
+    p->next = p->argument + p->n;
+    return true;
+}
+
+// Runs the pickle that begins at p->next up to its STOP, and takes the value that it leaves.
+static bool clnet__pickle_run(clnet__pth *p, clnet__cell *value) {
+    p->begin = p->next;
+    p->stopped = false;
+    p->stack.count = p->memo.count = 0;
+    while (!p->stopped) {
+        p->at = p->next;
+        if (p->at == p->length || (p->at == p->begin && p->text[p->at] != 0x80)) {
+            clnet__fail(p->f->ctx, p->at == p->length ? CLNET_ERROR_TRUNCATED : CLNET_ERROR_SYNTAX,
+                        CLNET__PATH ": byte %llu: expected opcode %s, found %s", p->f->path,
+                        (unsigned long long)(p->text_at + p->at),
+                        p->at == p->begin ? "0x80 PROTO" : "'.' STOP",
+                        p->at == p->length ? "the pickle's end" : "another one");
+            return false;
+        }
+        const clnet__opcode *op = &clnet__opcodes[p->text[p->at]];
+        if (op->run == NULL) {
+            return clnet__pickle_fail(p, CLNET_ERROR_UNSUPPORTED,
+                                      "expected one that state dicts are made of");
+        }
+        if (!clnet__pickle_argument(p, op->argument) || !op->run(p, op->with)) {
+            return false;
+        }
+    }
+    *value = clnet__pickle_top(p, 0);
+    return true;
+}
+
+// >>files: pth: parts
+
+static int clnet__name_order(const unsigned char *a, size_t m, const unsigned char *b, size_t n) {
+    const int order = memcmp(a, b, m < n ? m : n);
+    return order != 0 ? order : (m > n) - (m < n);
+}
+
+static int clnet__part_by_name(const void *a, const void *b, const void *user) {
+    const clnet__part *x = (const clnet__part *)a, *y = (const clnet__part *)b;
+    (void)user;
+    return clnet__name_order(x->name, x->length, y->name, y->length);
+}
+
+static int clnet__part_by_header(const void *a, const void *b, const void *user) {
+    const clnet__part *x = (const clnet__part *)a, *y = (const clnet__part *)b;
+    (void)user;
+    return (x->header > y->header) - (x->header < y->header);
+}
+
+// By bisection; NULL: there is none.
+static clnet__part *clnet__part_find(const clnet__pth *p, const unsigned char *name,
+                                     size_t length) {
+    size_t low = 0, high = p->part_count;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        clnet__part *part = &p->parts[middle];
+        const int order = clnet__name_order(name, length, part->name, part->length);
+        if (order == 0) {
+            return part;
+        }
+        if (order < 0) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return NULL;
+}
+
+// Records what is wrong with the part of a name, or with the byte of the file.
+static bool clnet__part_fail(const clnet__pth *p, clnet_result result, const unsigned char *name,
+                             size_t length, uint64_t at, const char *what, uint64_t found,
+                             uint64_t expected) {
+    char text[100];
+    snprintf(text, sizeof text, "%.*s", (int)(length < 99 ? length : 99), (const char *)name);
+    clnet__printable(text, sizeof text, text);
+    clnet__fail(p->f->ctx, result, CLNET__PATH ": byte %llu, \"%s\": %s %llu, expected %llu",
+                p->f->path, (unsigned long long)at, text, what, (unsigned long long)found,
+                (unsigned long long)expected);
+    return false;
+}
+
+// >>files: pth: the zip file
+// Numbers stand in it at fixed places, little endian; all ones mean that 64 bits stand elsewhere.
+
+enum { CLNET__ZIP_LOCAL = 30, CLNET__ZIP_CENTRAL = 46, CLNET__ZIP_END = 22 };
+enum { CLNET__ZIP_LOCATOR = 20, CLNET__ZIP_END64 = 56 };
+#define CLNET__ZIP_LOCAL_MAGIC      0x04034B50u
+#define CLNET__ZIP_CENTRAL_MAGIC    0x02014B50u
+#define CLNET__ZIP_END_MAGIC        0x06054B50u
+#define CLNET__ZIP_END64_MAGIC      0x06064B50u
+#define CLNET__ZIP_LOCATOR_MAGIC    0x07064B50u
+#define CLNET__ZIP_DESCRIPTOR_MAGIC 0x08074B50u
+#define CLNET__ZIP_DESCRIPTOR       0x0008u // flag: sizes and sum stand behind the bytes
+#define CLNET__ZIP_UTF8             0x0800u // flag
+
+static bool clnet__zip_fail(const clnet__pth *p, clnet_result result, uint64_t at, const char *what,
+                            uint64_t found, uint64_t expected) {
+    clnet__fail(p->f->ctx, result,
+                CLNET__PATH ": byte %llu of the zip file: %s %llu, expected %llu", p->f->path,
+                (unsigned long long)at, what, (unsigned long long)found,
+                (unsigned long long)expected);
+    return false;
+}
+
+// Whether a number of the zip file is what it has to be.
+static bool clnet__zip_is(const clnet__pth *p, uint64_t at, const char *what, uint64_t found,
+                          uint64_t expected) {
+    return found == expected || clnet__zip_fail(p, CLNET_ERROR_SYNTAX, at, what, found, expected);
+}
+
+// A 32-bit number that is what it has to be, or all ones where zip64 records say it.
+static bool clnet__zip_is32(const clnet__pth *p, uint64_t at, const char *what, uint64_t found,
+                            uint64_t expected) {
+    return (found == UINT32_MAX && expected != UINT32_MAX) ||
+           clnet__zip_is(p, at, what, found, expected & UINT32_MAX);
+}
+
+// CRC-32 as zip files have it: the polynomial 0xEDB88320, reflected. The table has a row for each of the
+// eight bytes that are taken at a time.
+typedef struct clnet__crc_table {
+    uint32_t row[8][256];
+} clnet__crc_table;
+
+static void clnet__crc_fill(clnet__crc_table *table) {
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t crc = i;
+        for (int bit = 0; bit < 8; bit++) {
+            crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+        }
+        table->row[0][i] = crc;
+    }
+    for (uint32_t i = 0; i < 256; i++) {
+        for (int k = 1; k < 8; k++) {
+            const uint32_t crc = table->row[k - 1][i];
+            table->row[k][i] = crc >> 8 ^ table->row[0][crc & 255];
+        }
+    }
+}
+
+// The sum of what was summed before (0: nothing) and these bytes.
+static uint32_t clnet__crc32(const clnet__crc_table *table, uint32_t crc, const void *bytes,
+                             size_t n) {
+    const unsigned char *s = (const unsigned char *)bytes;
+    crc = ~crc;
+    for (; n >= 8; n -= 8, s += 8) {
+        const uint32_t a = crc ^ (uint32_t)clnet__load_bytes(s, 4);
+        crc = table->row[7][a & 255] ^ table->row[6][a >> 8 & 255] ^ table->row[5][a >> 16 & 255] ^
+              table->row[4][a >> 24] ^ table->row[3][s[4]] ^ table->row[2][s[5]] ^
+              table->row[1][s[6]] ^ table->row[0][s[7]];
+    }
+    for (; n > 0; n--, s++) {
+        crc = crc >> 8 ^ table->row[0][(crc ^ *s) & 255];
+    }
+    return ~crc;
+}
+
+// The end record: where the central directory stands and how many entries it has.
+typedef struct clnet__zip_end {
+    uint64_t begin, bytes, entries;
+    uint64_t at; // of the end record, or of zip64's before it
+} clnet__zip_end;
+
+// Replaces what stands in the end record by zip64's records, if they stand before it.
+static bool clnet__zip_read_end64(clnet__pth *p, clnet__zip_end *end) {
+    unsigned char bytes[CLNET__ZIP_END64 + CLNET__ZIP_LOCATOR], *locator = bytes + CLNET__ZIP_END64;
+    const uint64_t at = end->at - sizeof bytes;
+    if (end->at < sizeof bytes) {
+        return true;
+    }
+    if (!clnet__file_read(p->f, at, bytes, sizeof bytes)) {
+        return false;
+    }
+    if (clnet__load_bytes(locator, 4) != CLNET__ZIP_LOCATOR_MAGIC) {
+        return true;
+    }
+    const clnet__zip_end end64 = {clnet__load_bytes(bytes + 48, 8),
+                                  clnet__load_bytes(bytes + 40, 8),
+                                  clnet__load_bytes(bytes + 32, 8), at};
+    if (!clnet__zip_is(p, at + 60, "zip64: disk", clnet__load_bytes(locator + 4, 4), 0) ||
+        !clnet__zip_is(p, at + 64, "zip64: its end record at", clnet__load_bytes(locator + 8, 8),
+                       at) ||
+        !clnet__zip_is(p, at + 72, "zip64: disks:", clnet__load_bytes(locator + 16, 4), 1) ||
+        !clnet__zip_is(p, at, "zip64: magic", clnet__load_bytes(bytes, 4),
+                       CLNET__ZIP_END64_MAGIC) ||
+        !clnet__zip_is(p, at + 4, "zip64: bytes of its end record:",
+                       clnet__load_bytes(bytes + 4, 8), CLNET__ZIP_END64 - 12) ||
+        !clnet__zip_is(p, at + 16, "zip64: disks:", clnet__load_bytes(bytes + 16, 8), 0) ||
+        !clnet__zip_is(p, at + 24, "zip64: entries of this disk:", clnet__load_bytes(bytes + 24, 8),
+                       end64.entries) ||
+        (end->entries != UINT16_MAX &&
+         !clnet__zip_is(p, at + 32, "zip64: entries:", end64.entries, end->entries)) ||
+        !clnet__zip_is32(p, at + 40, "zip64: bytes of the directory:", end->bytes, end64.bytes) ||
+        !clnet__zip_is32(p, at + 48, "zip64: directory at", end->begin, end64.begin)) {
+        return false;
+    }
+    *end = end64;
+    return true;
+}
+
+// A comment behind the end record is refused: it could hold another end record.
+static bool clnet__zip_read_end(clnet__pth *p, clnet__zip_end *end) {
+    unsigned char bytes[CLNET__ZIP_END];
+    uint64_t behind;
+    if (p->f->size < sizeof bytes) {
+        return clnet__zip_fail(p, CLNET_ERROR_TRUNCATED, 0, "bytes in all:", p->f->size,
+                               sizeof bytes);
+    }
+    end->at = p->f->size - sizeof bytes;
+    if (!clnet__file_read(p->f, end->at, bytes, sizeof bytes) ||
+        !clnet__zip_is(p, end->at, "end record (in the last 22 bytes): magic",
+                       clnet__load_bytes(bytes, 4), CLNET__ZIP_END_MAGIC) ||
+        !clnet__zip_is(p, end->at + 20, "bytes of comment:", clnet__load_bytes(bytes + 20, 2), 0) ||
+        !clnet__zip_is(p, end->at + 4, "disks:", clnet__load_bytes(bytes + 4, 4), 0) ||
+        !clnet__zip_is(p, end->at + 8, "entries of this disk:", clnet__load_bytes(bytes + 8, 2),
+                       clnet__load_bytes(bytes + 10, 2))) {
+        return false;
+    }
+    end->entries = clnet__load_bytes(bytes + 10, 2);
+    end->bytes = clnet__load_bytes(bytes + 12, 4);
+    end->begin = clnet__load_bytes(bytes + 16, 4);
+    return clnet__zip_read_end64(p, end) &&
+           clnet__zip_is(p, end->at, "end of the directory:",
+                         clnet__add64(end->begin, end->bytes, &behind) ? behind : UINT64_MAX,
+                         end->at);
+}
+
+// Takes what did not fit 32 bits from the extra field of zip64: the sizes, the place of the header.
+static void clnet__zip_extra64(clnet__part *part, uint64_t *stored, const unsigned char *extra,
+                               size_t left) {
+    uint64_t *const wanted[] = {&part->bytes, stored, &part->header};
+    while (left >= 4) {
+        const size_t id = (size_t)clnet__load_bytes(extra, 2);
+        size_t n = (size_t)clnet__load_bytes(extra + 2, 2);
+        extra += 4;
+        left -= 4;
+        n = n < left ? n : left;
+        for (size_t i = 0, at = 0; id == 1 && i < 3; i++) {
+            if (*wanted[i] == UINT32_MAX && at + 8 <= n) {
+                *wanted[i] = clnet__load_bytes(extra + at, 8);
+                at += 8;
+            }
+        }
+        extra += n;
+        left -= n;
+    }
+}
+
+// A name is a relative path without "." and ".." in it, below a length, in UTF-8.
+static bool clnet__zip_check_name(const clnet__pth *p, const clnet__part *part, uint64_t at) {
+    const unsigned char *s = part->name;
+    bool good = part->length > 0 && part->length <= CLNET_FILE_MAX_NAME &&
+                clnet__utf8_end((const char *)s, part->length) == part->length &&
+                memchr(s, 0, part->length) == NULL && memchr(s, '\\', part->length) == NULL;
+    for (size_t i = 0, begin = 0; good && i <= part->length; i++) {
+        if (i == part->length || s[i] == '/') {
+            const size_t n = i - begin;
+            good = n > 0 && !(s[begin] == '.' && (n == 1 || (n == 2 && s[begin + 1] == '.')));
+            begin = i + 1;
+        }
+    }
+    return good || clnet__part_fail(p, CLNET_ERROR_SYNTAX, s, part->length, at,
+                                    "not a relative path in UTF-8; its bytes:", part->length,
+                                    CLNET_FILE_MAX_NAME);
+}
+
+// Whether the name of a part ends with this.
+static bool clnet__part_ends(const clnet__part *part, const char *end) {
+    const size_t n = strlen(end);
+    return part->length >= n && memcmp(part->name + part->length - n, end, n) == 0;
+}
+
+// Programs have code beside the pickle.
+static bool clnet__zip_is_script(const clnet__part *part) {
+    static const char code[] = "/code/";
+    bool found = clnet__part_ends(part, "/constants.pkl");
+    for (size_t i = 0; !found && i + sizeof code - 1 <= part->length; i++) {
+        found = memcmp(part->name + i, code, sizeof code - 1) == 0;
+    }
+    return found;
+}
+
+// Reads the entry of the directory at *at, and moves *at on.
+static bool clnet__zip_entry(clnet__pth *p, const clnet__zip_end *end, size_t *at) {
+    const unsigned char *s = p->directory + *at;
+    const uint64_t place = end->begin + *at, left = end->bytes - *at;
+    if (left < CLNET__ZIP_CENTRAL) {
+        return clnet__zip_fail(p, CLNET_ERROR_TRUNCATED, place, "bytes left for an entry:", left,
+                               CLNET__ZIP_CENTRAL);
+    }
+    const size_t name = (size_t)clnet__load_bytes(s + 28, 2),
+                 extra = (size_t)clnet__load_bytes(s + 30, 2),
+                 all = CLNET__ZIP_CENTRAL + name + extra + (size_t)clnet__load_bytes(s + 32, 2);
+    const unsigned method = (unsigned)clnet__load_bytes(s + 10, 2);
+    uint64_t stored = clnet__load_bytes(s + 20, 4);
+    clnet__part *part = clnet__part_add(p);
+    if (part == NULL ||
+        !clnet__zip_is(p, place, "magic", clnet__load_bytes(s, 4), CLNET__ZIP_CENTRAL_MAGIC)) {
+        return false;
+    }
+    if (all > left) {
+        return clnet__zip_fail(p, CLNET_ERROR_TRUNCATED, place, "bytes left for an entry:", left,
+                               all);
+    }
+    *part = (clnet__part){.name = s + CLNET__ZIP_CENTRAL,
+                          .length = (uint16_t)name,
+                          .detail = (uint16_t)clnet__load_bytes(s + 8, 2),
+                          .crc = (uint32_t)clnet__load_bytes(s + 16, 4),
+                          .bytes = clnet__load_bytes(s + 24, 4),
+                          .header = clnet__load_bytes(s + 42, 4)};
+    clnet__zip_extra64(part, &stored, s + CLNET__ZIP_CENTRAL + name, extra);
+    *at += all;
+    if (clnet__zip_is_script(part)) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": a TorchScript archive is not supported: expected a state dict",
+                    p->f->path);
+        return false;
+    }
+    if (part->detail & ~(CLNET__ZIP_DESCRIPTOR | CLNET__ZIP_UTF8)) {
+        return clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part->name, name, place + 8,
+                                part->detail & 1 ? "encrypted: flags" : "flags", part->detail,
+                                CLNET__ZIP_DESCRIPTOR | CLNET__ZIP_UTF8);
+    }
+    if (method != 0 || stored != part->bytes) {
+        return clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part->name, name, place + 10,
+                                method != 0 ? "compressed: method" : "compressed: bytes",
+                                method != 0 ? method : stored, method != 0 ? 0 : part->bytes);
+    }
+    return clnet__zip_check_name(p, part, place) &&
+           clnet__zip_is(p, place + 34, "disk", clnet__load_bytes(s + 34, 2), 0);
+}
+
+// Reads the whole directory.
+static bool clnet__zip_directory(clnet__pth *p, const clnet__zip_end *end) {
+    if (end->bytes > CLNET_FILE_MAX_HEADER || end->entries > CLNET_FILE_MAX_TENSORS + 16) {
+        return clnet__zip_fail(p, CLNET_ERROR_LIMIT, end->at,
+                               "more than clnet accepts: entries:", end->entries,
+                               CLNET_FILE_MAX_TENSORS + 16);
+    }
+    p->directory = (unsigned char *)clnet__pth_alloc(p, end->bytes);
+    if (p->directory == NULL ||
+        !clnet__file_read(p->f, end->begin, p->directory, (size_t)end->bytes)) {
+        return false;
+    }
+    size_t at = 0;
+    while (p->part_count < end->entries) {
+        if (!clnet__zip_entry(p, end, &at)) {
+            return false;
+        }
+    }
+    return clnet__zip_is(p, end->begin + at,
+                         "bytes behind the directory's last entry:", end->bytes - at, 0);
+}
+
+// Checks the descriptor of `n` bytes behind an entry: the sum, and the size twice in 4 or 8 bytes.
+static bool clnet__zip_descriptor(clnet__pth *p, const clnet__part *part, uint64_t n) {
+    unsigned char s[24];
+    const uint64_t at = part->begin + part->bytes;
+    if (n != 16 && n != 24) {
+        return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, at,
+                                "bytes of descriptor before what follows:", n, 16);
+    }
+    const size_t size = n == 16 ? 4 : 8;
+    return clnet__file_read(p->f, at, s, (size_t)n) &&
+           clnet__zip_is(p, at, "descriptor: magic", clnet__load_bytes(s, 4),
+                         CLNET__ZIP_DESCRIPTOR_MAGIC) &&
+           clnet__zip_is(p, at + 4, "descriptor: CRC-32", clnet__load_bytes(s + 4, 4), part->crc) &&
+           clnet__zip_is(p, at + 8, "descriptor: bytes stored", clnet__load_bytes(s + 8, size),
+                         part->bytes) &&
+           clnet__zip_is(p, at + 8 + size, "descriptor: bytes",
+                         clnet__load_bytes(s + 8 + size, size), part->bytes);
+}
+
+// The local header says what the directory says, or where there is a descriptor, nothing.
+static bool clnet__zip_local(clnet__pth *p, clnet__part *part) {
+    unsigned char s[CLNET__ZIP_LOCAL], name[CLNET_FILE_MAX_NAME];
+    const uint64_t at = part->header;
+    const bool later = (part->detail & CLNET__ZIP_DESCRIPTOR) != 0;
+    if (!clnet__file_read(p->f, at, s, sizeof s) ||
+        !clnet__zip_is(p, at, "local header: magic", clnet__load_bytes(s, 4),
+                       CLNET__ZIP_LOCAL_MAGIC) ||
+        !clnet__zip_is(p, at + 6, "local header: flags", clnet__load_bytes(s + 6, 2),
+                       part->detail) ||
+        !clnet__zip_is(p, at + 8, "local header: method", clnet__load_bytes(s + 8, 2), 0) ||
+        !clnet__zip_is(p, at + 14, "local header: CRC-32", clnet__load_bytes(s + 14, 4),
+                       later && clnet__load_bytes(s + 14, 4) == 0 ? 0 : part->crc) ||
+        !clnet__zip_is(p, at + 26, "local header: bytes of the name", clnet__load_bytes(s + 26, 2),
+                       part->length) ||
+        !clnet__file_read(p->f, at + sizeof s, name, part->length)) {
+        return false;
+    }
+    for (size_t i = 18; i <= 22; i += 4) {
+        const uint64_t bytes = clnet__load_bytes(s + i, 4);
+        if (!(later && bytes == 0) &&
+            !clnet__zip_is32(p, at + i, "local header: bytes", bytes, part->bytes)) {
+            return false;
+        }
+    }
+    if (memcmp(name, part->name, part->length) != 0) {
+        return clnet__part_fail(p, CLNET_ERROR_SYNTAX, name, part->length, at + sizeof s,
+                                "not its name in the directory; its bytes:", part->length,
+                                part->length);
+    }
+    part->begin = at + sizeof s + part->length + clnet__load_bytes(s + 28, 2);
+    return true;
+}
+
+static bool clnet__zip_sum(clnet__pth *p, const clnet__part *part, const clnet__crc_table *table) {
+    unsigned char block[8192];
+    uint32_t crc = 0;
+    for (uint64_t done = 0; done < part->bytes;) {
+        const uint64_t left = part->bytes - done;
+        const size_t n = left < sizeof block ? (size_t)left : sizeof block;
+        if (!clnet__file_read(p->f, part->begin + done, block, n)) {
+            return false;
+        }
+        crc = clnet__crc32(table, crc, block, n);
+        done += n;
+    }
+    return crc == part->crc || clnet__part_fail(p, CLNET_ERROR_CHECKSUM, part->name, part->length,
+                                                part->begin, "CRC-32", crc, part->crc);
+}
+
+// The entries stand one behind the other, from the file's first byte to the directory, and their
+// bytes have the sums that they should have.
+static bool clnet__zip_check(clnet__pth *p, const clnet__zip_end *end) {
+    clnet__crc_table table;
+    clnet__crc_fill(&table);
+    uint64_t at = 0;
+    clnet__sort(p->parts, p->part_count, sizeof *p->parts, clnet__part_by_header, NULL);
+    for (size_t i = 0; i < p->part_count; i++) {
+        clnet__part *part = &p->parts[i];
+        const uint64_t next = i + 1 < p->part_count ? p->parts[i + 1].header : end->begin;
+        if (part->header != at) {
+            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, part->header,
+                                    "an overlap or a gap: begins at", part->header, at);
+        }
+        if (!clnet__zip_local(p, part)) {
+            return false;
+        }
+        if (part->begin > next || part->bytes > next - part->begin) {
+            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, part->begin,
+                                    "overlaps what follows: bytes", part->bytes,
+                                    part->begin > next ? 0 : next - part->begin);
+        }
+        const uint64_t more = next - part->begin - part->bytes;
+        if (!(part->detail & CLNET__ZIP_DESCRIPTOR)
+                ? !clnet__zip_is(p, part->begin + part->bytes, "bytes behind an entry:", more, 0)
+                : !clnet__zip_descriptor(p, part, more)) {
+            return false;
+        }
+        if (!clnet__zip_sum(p, part, &table)) {
+            return false;
+        }
+        at = next;
+    }
+    return clnet__zip_is(p, at, "first byte behind the entries:", at, end->begin);
+}
+
+// Puts the entries in order of their names, none of which may stand there twice, and finds the one
+// pickle.
+static bool clnet__zip_names(clnet__pth *p) {
+    clnet__sort(p->parts, p->part_count, sizeof *p->parts, clnet__part_by_name, NULL);
+    for (size_t i = 0; i < p->part_count; i++) {
+        const clnet__part *part = &p->parts[i];
+        if (i > 0 && clnet__part_by_name(part - 1, part, NULL) == 0) {
+            return clnet__part_fail(p, CLNET_ERROR_DUPLICATE, part->name, part->length,
+                                    part->header, "entries of this name:", 2, 1);
+        }
+        if (clnet__part_ends(part, "/data.pkl")) {
+            if (p->pickle != NULL) {
+                return clnet__part_fail(p, CLNET_ERROR_DUPLICATE, part->name, part->length,
+                                        part->header, "pickles in the file:", 2, 1);
+            }
+            p->pickle = part;
+        }
+    }
+    return p->pickle != NULL || clnet__zip_fail(p, CLNET_ERROR_SYNTAX, 0,
+                                                "not a file of torch.save: entries of the name "
+                                                "*/data.pkl:",
+                                                0, 1);
+}
+
+// An entry of the pickle's folder; NULL: there is none.
+static clnet__part *clnet__zip_find(const clnet__pth *p, const char *folder,
+                                    const unsigned char *name, size_t length) {
+    unsigned char path[CLNET_FILE_MAX_NAME];
+    const size_t top = p->pickle->length - strlen("data.pkl"), below = strlen(folder);
+    if (length > sizeof path - top || below > sizeof path - top - length) {
+        return NULL;
+    }
+    memcpy(path, p->pickle->name, top);
+    memcpy(path + top, folder, below);
+    memcpy(path + top + below, name, length);
+    return clnet__part_find(p, path, top + below + length);
+}
+
+static bool clnet__zip_order(clnet__pth *p) {
+    static const unsigned char name[] = "byteorder";
+    char order[8] = {0};
+    const clnet__part *part = clnet__zip_find(p, "", name, sizeof name - 1);
+    if (part == NULL) { // PyTorch before 2.0
+        return true;
+    }
+    const size_t n = part->bytes < 7 ? (size_t)part->bytes : 7;
+    if (!clnet__file_read(p->f, part->begin, order, n)) {
+        return false;
+    }
+    if (part->bytes != 6 || strcmp(order, "little") != 0) {
+        char found[8];
+        clnet__printable(found, sizeof found, order);
+        clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": byte %llu, byteorder: expected \"little\", found \"%s\"",
+                    p->f->path, (unsigned long long)part->begin, found);
+        return false;
+    }
+    return true;
+}
+
+// Reads the pickle into memory, from `begin` on.
+static bool clnet__pickle_load(clnet__pth *p, uint64_t begin, uint64_t bytes) {
+    p->text_at = begin;
+    p->length = (size_t)bytes;
+    p->text = (unsigned char *)clnet__pth_alloc(p, bytes);
+    return p->text != NULL && clnet__cells_add(p, &p->heap, 0, 0) && // the empty tuple
+           clnet__file_read(p->f, begin, p->text, p->length);
+}
+
+static bool clnet__zip_read(clnet__pth *p, clnet__cell *root) {
+    clnet__zip_end end;
+    if (!clnet__zip_read_end(p, &end) || !clnet__zip_directory(p, &end) || !clnet__zip_names(p) ||
+        !clnet__zip_check(p, &end)) {
+        return false;
+    }
+    clnet__sort(p->parts, p->part_count, sizeof *p->parts, clnet__part_by_name, NULL);
+    if (p->pickle->bytes > CLNET_FILE_MAX_HEADER) {
+        return clnet__zip_fail(p, CLNET_ERROR_LIMIT, p->pickle->begin,
+                               "bytes of pickle:", p->pickle->bytes, CLNET_FILE_MAX_HEADER);
+    }
+    return clnet__zip_order(p) && clnet__pickle_load(p, p->pickle->begin, p->pickle->bytes) &&
+           clnet__pickle_run(p, root) &&
+           clnet__zip_is(p, p->text_at + p->next,
+                         "bytes behind the pickle's STOP:", p->length - p->next, 0);
+}
+
+// >>files: pth: the older format
+
+// The pickled magic number, 0x1950a86a20f9469cfc6c, and the pickled protocol, 1001.
+static const unsigned char clnet__older_magic[] =
+    "\x80\x02\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19.\x80\x02M\xE9\x03.";
+enum { CLNET__OLDER_MAGIC = 15, CLNET__OLDER_PROTOCOL = sizeof clnet__older_magic - 1 };
+
+// The properties of the machine that wrote the file: {"little_endian": True, ..}.
+static bool clnet__older_machine(const clnet__pth *p, clnet__cell properties) {
+    clnet__cell key, value = {CLNET__NOTHING, 0};
+    if (properties.kind == CLNET__DICT) {
+        for (clnet__walk w = clnet__walk_begin(p, properties); clnet__walk_next(p, &w, &key);) {
+            clnet__walk_next(p, &w, &value);
+            if (key.kind == CLNET__TEXT && clnet__pickle_equals(p, key, "little_endian")) {
+                break;
+            }
+            value.kind = CLNET__NOTHING;
+        }
+    }
+    if (value.kind != CLNET__TRUE) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": byte %llu: expected \"little_endian\": True, found %s",
+                    p->f->path, (unsigned long long)p->begin, clnet__kind_text(value.kind));
+        return false;
+    }
+    return true;
+}
+
+// Puts the storages in order of their keys. Tensors that share one have all described it.
+static bool clnet__older_sort(clnet__pth *p) {
+    size_t kept = 0;
+    clnet__sort(p->parts, p->part_count, sizeof *p->parts, clnet__part_by_name, NULL);
+    for (size_t i = 0; i < p->part_count; i++) {
+        const clnet__part *part = &p->parts[i], *last = &p->parts[kept > 0 ? kept - 1 : 0];
+        if (kept == 0 || clnet__part_by_name(last, part, NULL) != 0) {
+            p->parts[kept++] = *part;
+        } else if (last->bytes != part->bytes || last->detail != part->detail) {
+            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, p->begin,
+                                    "bytes of a storage:", part->bytes, last->bytes);
+        }
+    }
+    p->part_count = kept;
+    return true;
+}
+
+// Finds the storages behind the last pickle, in the order of the list of keys.
+static bool clnet__older_places(clnet__pth *p, clnet__cell keys) {
+    const uint64_t size = p->f->size;
+    uint64_t at = p->next;
+    clnet__cell key;
+    for (clnet__walk w = clnet__walk_begin(p, keys); clnet__walk_next(p, &w, &key);) {
+        size_t length = 0;
+        const unsigned char *name =
+            key.kind == CLNET__TEXT ? clnet__pickle_text(p, key, &length) : p->text;
+        clnet__part *part = clnet__part_find(p, name, length);
+        unsigned char count[8];
+        if (part == NULL || part->begin != 0) {
+            return clnet__part_fail(p, part == NULL ? CLNET_ERROR_MISMATCH : CLNET_ERROR_DUPLICATE,
+                                    name, length, p->begin,
+                                    "storages of this key in the pickle or in the list of keys:",
+                                    part == NULL ? 0 : 2, 1);
+        }
+        if (size - at < sizeof count || part->bytes > size - at - sizeof count) {
+            return clnet__part_fail(p, CLNET_ERROR_TRUNCATED, name, length, at,
+                                    "bytes left for a storage:", size - at,
+                                    part->bytes + sizeof count);
+        }
+        if (!clnet__file_read(p->f, at, count, sizeof count)) {
+            return false;
+        }
+        if (clnet__load_bytes(count, 8) != part->bytes / part->detail) {
+            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, name, length, at,
+                                    "numbers in a storage:", clnet__load_bytes(count, 8),
+                                    part->bytes / part->detail);
+        }
+        part->begin = at + sizeof count;
+        at = part->begin + part->bytes;
+    }
+    if (at != size) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_OFFSETS,
+                    CLNET__PATH ": byte %llu: expected the file's end behind the last storage, "
+                                "found %llu more bytes",
+                    p->f->path, (unsigned long long)at, (unsigned long long)(size - at));
+        return false;
+    }
+    return true;
+}
+
+static bool clnet__older_read(clnet__pth *p, clnet__cell *root) {
+    const uint64_t size = p->f->size, most = CLNET_FILE_MAX_HEADER;
+    clnet__cell properties, keys;
+    if (!clnet__pickle_load(p, 0, size < most ? size : most)) {
+        return false;
+    }
+    if (p->length < CLNET__OLDER_PROTOCOL ||
+        memcmp(p->text, clnet__older_magic, CLNET__OLDER_PROTOCOL) != 0) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": byte 0: a pickle, but expected one that begins as torch.save "
+                                "writes it: its magic number, then its protocol 1001",
+                    p->f->path);
+        return false;
+    }
+    p->next = CLNET__OLDER_PROTOCOL;
+    if (!clnet__pickle_run(p, &properties) || !clnet__older_machine(p, properties) ||
+        !clnet__pickle_run(p, root) || !clnet__pickle_run(p, &keys) || !clnet__older_sort(p)) {
+        return false;
+    }
+    if (keys.kind != CLNET__LIST) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_SYNTAX,
+                    CLNET__PATH ": byte %llu: expected a list of storage keys, found %s",
+                    p->f->path, (unsigned long long)p->begin, clnet__kind_text(keys.kind));
+        return false;
+    }
+    return clnet__older_places(p, keys);
+}
+
+// >>files: pth: the state dict
+
+static bool clnet__state_fail(const clnet__pth *p, clnet_result result, const char *name,
+                              const char *what, uint64_t found, uint64_t expected) {
+    clnet__fail(p->f->ctx, result, CLNET__PATH ": tensor %s: %s %llu, expected %llu", p->f->path,
+                name, what, (unsigned long long)found, (unsigned long long)expected);
+    return false;
+}
+
+// Copies a tensor's name without its first `skip` bytes; it has to be fit for messages and tables.
+static bool clnet__state_name(const clnet__pth *p, clnet__cell key, size_t skip,
+                              char name[CLNET_FILE_MAX_NAME + 1]) {
+    size_t length = 0;
+    const unsigned char *s = p->text;
+    if (key.kind == CLNET__TEXT) {
+        s = clnet__pickle_text(p, key, &length);
+    }
+    const size_t kept = length < CLNET_FILE_MAX_NAME ? length : CLNET_FILE_MAX_NAME;
+    memcpy(name, s, kept);
+    name[kept] = 0;
+    const bool text = key.kind == CLNET__TEXT && strlen(name) == kept && !clnet__has_control(name);
+    if (!text || length > CLNET_FILE_MAX_NAME) {
+        clnet__printable(name, 80, name);
+        clnet__fail(p->f->ctx, text ? CLNET_ERROR_LIMIT : CLNET_ERROR_ENCODING,
+                    CLNET__PATH ": byte %llu: expected a name of at most %d bytes without control "
+                                "characters, found \"%s\" of %llu bytes",
+                    p->f->path, (unsigned long long)(p->text_at + key.at), CLNET_FILE_MAX_NAME,
+                    name, (unsigned long long)length);
+        return false;
+    }
+    memmove(name, name + skip, kept + 1 - skip);
+    return true;
+}
+
+// The numbers of a tuple: a shape, or strides.
+static bool clnet__state_axes(const clnet__pth *p, const char *name, clnet__cell tuple,
+                              uint64_t axes[CLNET_MAX_RANK], int *rank) {
+    const size_t count = clnet__tuple_count(p, tuple);
+    if (count > CLNET_MAX_RANK) {
+        return clnet__state_fail(p, CLNET_ERROR_LIMIT, name, "axes:", count, CLNET_MAX_RANK);
+    }
+    *rank = (int)count;
+    for (size_t i = 0; i < count; i++) {
+        const clnet__cell item = clnet__tuple_item(p, tuple, i);
+        if (item.kind != CLNET__INT || !clnet__pickle_number(p, item, &axes[i]) ||
+            axes[i] > CLNET__MAX_DIM) {
+            clnet__fail(p->f->ctx, CLNET_ERROR_SHAPE,
+                        CLNET__PATH ": byte %llu, tensor %s: expected a shape and strides of whole "
+                                    "numbers from 0 to 2^48 - 1, found %s",
+                        p->f->path, (unsigned long long)(p->text_at + item.at), name,
+                        item.kind == CLNET__INT ? "another one" : clnet__kind_text(item.kind));
+            return false;
+        }
+    }
+    return true;
+}
+
+// How many numbers lie from a tensor's first to its last, itself included; false: too many.
+static bool clnet__tensor_span(const clnet_file_tensor *t, uint64_t *span) {
+    *span = 1;
+    for (int i = 0; i < t->rank; i++) {
+        uint64_t reach;
+        if (t->shape[i] == 0) {
+            *span = 0;
+            return true;
+        }
+        if (!clnet__mul64(t->shape[i] - 1, t->stride[i], &reach) ||
+            !clnet__add64(*span, reach, span)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Sets the strides of a dense tensor to 0. Those of axes of length 1 mean nothing.
+static void clnet__tensor_simplify(clnet_file_tensor *t) {
+    uint64_t dense = 1;
+    bool is_dense = true;
+    for (int i = t->rank - 1; i >= 0; i--) {
+        is_dense = is_dense && (t->shape[i] == 1 || t->stride[i] == dense);
+        dense *= t->shape[i]; // checked before: the bytes fit
+    }
+    for (int i = 0; i < t->rank; i++) {
+        t->stride[i] = is_dense || dense == 0 || t->shape[i] == 1 ? 0 : t->stride[i];
+    }
+}
+
+// The storage of a tensor: its type, its bytes, and how many numbers it has.
+static bool clnet__state_storage(const clnet__pth *p, clnet__cell tensor, clnet_file_tensor *t,
+                                 const clnet__part **part, uint64_t *count) {
+    const clnet__cell storage = clnet__tuple_item(p, tensor, 0);
+    size_t length;
+    const unsigned char *key = clnet__pickle_text(p, clnet__tuple_item(p, storage, 2), &length);
+    clnet__storage_type(p, storage, &t->dtype, count); // checked by BINPERSID
+    const size_t unit = t->dtype == CLNET_DTYPE_COUNT ? 1 : clnet_dtype_size(t->dtype);
+    if (t->dtype == CLNET_DTYPE_COUNT && clnet__tuple_count(p, tensor) > 6) {
+        const clnet__cell type = clnet__tuple_item(p, tensor, 6);
+        if (type.kind == CLNET__GLOBAL && clnet__globals[type.at].kind == CLNET__DTYPE) {
+            t->dtype = clnet__globals[type.at].dtype;
+        }
+    }
+    if (t->dtype == CLNET_DTYPE_COUNT) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_DTYPE,
+                    CLNET__PATH ": tensor %s: a storage of bytes without a type of number",
+                    p->f->path, t->name);
+        return false;
+    }
+    *part = p->directory != NULL ? clnet__zip_find(p, "data/", key, length)
+                                 : clnet__part_find(p, key, length);
+    if (*part == NULL || (*part)->begin == 0) {
+        return clnet__part_fail(p, CLNET_ERROR_MISMATCH, key, length, p->text_at + storage.at,
+                                "storages of this key in the file:", 0, 1);
+    }
+    if ((*part)->bytes != *count * unit) {
+        return clnet__state_fail(p, CLNET_ERROR_OFFSETS, t->name,
+                                 "bytes of its storage:", (*part)->bytes, *count * unit);
+    }
+    *count = (*part)->bytes / clnet_dtype_size(t->dtype);
+    return true;
+}
+
+// Finds out all about a tensor, whose name is already in t.
+static bool clnet__state_tensor(const clnet__pth *p, clnet__cell tensor, clnet_file_tensor *t) {
+    const clnet__part *part;
+    uint64_t count, first, span, numbers, behind;
+    int strides;
+    if (tensor.kind != CLNET__TENSOR) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": \"%s\": expected a tensor, found %s: not a state dict",
+                    p->f->path, t->name, clnet__kind_text(tensor.kind));
+        return false;
+    }
+    if (!clnet__state_storage(p, tensor, t, &part, &count) ||
+        !clnet__state_axes(p, t->name, clnet__tuple_item(p, tensor, 2), t->shape, &t->rank) ||
+        !clnet__state_axes(p, t->name, clnet__tuple_item(p, tensor, 3), t->stride, &strides)) {
+        return false;
+    }
+    if (strides != t->rank) {
+        return clnet__state_fail(p, CLNET_ERROR_SHAPE, t->name, "strides:", (uint64_t)strides,
+                                 (uint64_t)t->rank);
+    }
+    if (!clnet__pickle_number(p, clnet__tuple_item(p, tensor, 1), &first) ||
+        !clnet__shape_bytes(t->shape, t->rank, t->dtype, &t->bytes) ||
+        !clnet__tensor_span(t, &span) || !clnet__add64(first, span, &behind)) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_SHAPE,
+                    CLNET__PATH ": tensor %s: its shape has more bytes than 64 bits count, or its "
+                                "strides, or its first number is negative",
+                    p->f->path, t->name);
+        return false;
+    }
+    numbers = t->bytes / clnet_dtype_size(t->dtype);
+    if (behind > count || numbers > span) {
+        return clnet__state_fail(p, CLNET_ERROR_OFFSETS, t->name,
+                                 numbers > span ? "strides that overlap: numbers"
+                                                : "its last number stands outside its storage:",
+                                 numbers > span ? numbers : behind, numbers > span ? span : count);
+    }
+    clnet__tensor_simplify(t);
+    t->offset = part->begin + first * clnet_dtype_size(t->dtype);
+    return true;
+}
+
+// Adds a tensor to the file's records: its name, shape and strides go to the text.
+static void clnet__state_record(clnet_tensor_file *f, const clnet_file_tensor *t,
+                                clnet__text *text) {
+    clnet__file_record record = {.begin = t->offset,
+                                 .end = t->offset + t->bytes,
+                                 .name = (uint32_t)text->length,
+                                 .dtype = (unsigned char)t->dtype,
+                                 .rank = (unsigned char)t->rank,
+                                 .strided = clnet__is_strided(t)};
+    clnet__text_add(text, t->name);
+    clnet__text_char(text, 0);
+    record.shape = (uint32_t)text->length;
+    for (int i = 0; i < (record.strided ? 2 : 1) * t->rank; i++) {
+        clnet__text_number(text, i < t->rank ? t->shape[i] : t->stride[i - t->rank]);
+        clnet__text_char(text, ' ');
+    }
+    clnet__text_char(text, 0);
+    if (text->data != NULL) {
+        f->records[f->count] = record;
+    }
+    f->count++;
+}
+
+// Goes through all tensors of a dictionary: checks and counts them, or records them.
+static bool clnet__state_tensors(const clnet__pth *p, clnet__cell dict, size_t skip,
+                                 clnet__text *text) {
+    clnet__cell key, value = {CLNET__NOTHING, 0};
+    p->f->count = 0;
+    for (clnet__walk w = clnet__walk_begin(p, dict); clnet__walk_next(p, &w, &key);) {
+        char name[CLNET_FILE_MAX_NAME + 1];
+        clnet_file_tensor t = {.name = name};
+        clnet__walk_next(p, &w, &value);
+        if (!clnet__state_name(p, key, skip, name) || !clnet__state_tensor(p, value, &t)) {
+            return false;
+        }
+        if (p->f->count == CLNET_FILE_MAX_TENSORS) {
+            return clnet__state_fail(p, CLNET_ERROR_LIMIT, name, "too many tensors: at least",
+                                     CLNET_FILE_MAX_TENSORS + 1, CLNET_FILE_MAX_TENSORS);
+        }
+        clnet__state_record(p->f, &t, text);
+    }
+    return true;
+}
+
+// Steps into {"state_dict": {..}, ..}, and finds out whether all names begin with "module.", which
+// is then left out: torch.nn.DataParallel puts it there.
+static bool clnet__state_root(const clnet__pth *p, clnet__cell *root, size_t *skip) {
+    static const char prefix[] = "module.";
+    clnet__cell key, value = {CLNET__NOTHING, 0};
+    bool all = true, any = false;
+    if (root->kind != CLNET__DICT) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
+                    CLNET__PATH ": byte %llu: expected a state dict, found %s", p->f->path,
+                    (unsigned long long)p->text_at, clnet__kind_text(root->kind));
+        return false;
+    }
+    for (clnet__walk w = clnet__walk_begin(p, *root); clnet__walk_next(p, &w, &key);) {
+        clnet__walk_next(p, &w, &value);
+        if (key.kind == CLNET__TEXT && value.kind == CLNET__DICT &&
+            clnet__pickle_equals(p, key, "state_dict")) {
+            *root = value;
+            break;
+        }
+    }
+    for (clnet__walk w = clnet__walk_begin(p, *root); clnet__walk_next(p, &w, &key);) {
+        size_t length = 0;
+        const unsigned char *name =
+            key.kind == CLNET__TEXT ? clnet__pickle_text(p, key, &length) : p->text;
+        clnet__walk_next(p, &w, &value);
+        all = all && length >= sizeof prefix - 1 && memcmp(name, prefix, sizeof prefix - 1) == 0;
+        any = true;
+    }
+    *skip = all && any ? sizeof prefix - 1 : 0;
+    return true;
+}
+
+// Reads the metadata that clnet writes to `text`, which has room for them behind `at`.
+static bool clnet__pth_metadata(clnet__pth *p, const clnet__part *part, size_t at) {
+    clnet_tensor_file *f = p->f;
+    char *text = f->text + at;
+    const size_t n = (size_t)part->bytes;
+    if (!clnet__file_read(f, part->begin, text, n)) {
+        return false;
+    }
+    size_t ends = 0;
+    for (size_t i = 0; i < n; i++) {
+        ends += text[i] == 0;
+    }
+    if ((n > 0 && text[n - 1] != 0) || ends % 2 != 0 || clnet__utf8_end(text, n) < n) {
+        return clnet__part_fail(p, CLNET_ERROR_METADATA, part->name, part->length, part->begin,
+                                "not keys and values in UTF-8, each ended by a zero byte: bytes", n,
+                                n);
+    }
+    if (ends / 2 > CLNET_FILE_MAX_TENSORS) {
+        return clnet__part_fail(p, CLNET_ERROR_LIMIT, part->name, part->length, part->begin,
+                                "pairs:", ends / 2, CLNET_FILE_MAX_TENSORS);
+    }
+    f->strings = (clnet__file_string *)clnet__pth_alloc(p, ends / 2 * sizeof *f->strings);
+    for (size_t i = 0; f->strings != NULL && i < n;) {
+        clnet__file_string *pair = &f->strings[f->string_count++];
+        pair->key = (uint32_t)(at + i);
+        i += strlen(text + i) + 1;
+        pair->value = (uint32_t)(at + i);
+        i += strlen(text + i) + 1;
+    }
+    return f->strings != NULL;
+}
+
+// Turns the dictionary into what is kept of a file: records, their text, metadata.
+static bool clnet__pth_keep(clnet__pth *p, clnet__cell root) {
+    static const unsigned char name[] = "clnet.metadata";
+    clnet_tensor_file *f = p->f;
+    clnet__text text = {0};
+    size_t skip;
+    if (!clnet__state_root(p, &root, &skip) || !clnet__state_tensors(p, root, skip, &text)) {
+        return false;
+    }
+    const clnet__part *metadata =
+        p->directory != NULL ? clnet__zip_find(p, "", name, sizeof name - 1) : NULL;
+    if (metadata != NULL && metadata->bytes > CLNET_FILE_MAX_HEADER) {
+        return clnet__zip_fail(p, CLNET_ERROR_LIMIT, metadata->begin,
+                               "bytes of metadata:", metadata->bytes, CLNET_FILE_MAX_HEADER);
+    }
+    f->length = text.length;
+    f->records = (clnet__file_record *)clnet__pth_alloc(p, f->count * sizeof *f->records);
+    f->text = (char *)clnet__pth_alloc(p, text.length + (metadata != NULL ? metadata->bytes : 0));
+    if (f->records == NULL || f->text == NULL) {
+        return false;
+    }
+    text = (clnet__text){.data = f->text};
+    return clnet__state_tensors(p, root, skip, &text) &&
+           (metadata == NULL || clnet__pth_metadata(p, metadata, text.length)) &&
+           clnet__check_unique(f);
+}
+
+static bool clnet__is_zip(const unsigned char start[8]) {
+    return clnet__load_bytes(start, 4) == CLNET__ZIP_LOCAL_MAGIC;
+}
+
+// PROTO with a protocol of today; no header of safetensors is as long as these bytes would say.
+static bool clnet__is_pickle(const unsigned char start[8]) {
+    return start[0] == 0x80 && start[1] >= 2 && start[1] <= 5 &&
+           clnet__load_bytes(start, 8) > CLNET_FILE_MAX_HEADER;
+}
+
+// Before PyTorch 0.1.10 files were tar archives.
+static bool clnet__is_tar(clnet_tensor_file *f) {
+    char magic[5];
+    return f->size >= 512 && clnet__file_read(f, 257, magic, sizeof magic) &&
+           memcmp(magic, "ustar", sizeof magic) == 0;
+}
+
+static bool clnet__pth_read(clnet_tensor_file *f, bool zip) {
+    const uint64_t own = 65536; // of the file's object and the context
+    clnet__pth p = {
+        .f = f, .left = f->size < UINT64_MAX / 4 ? 2 * f->size + 1048576 - own : UINT64_MAX / 2};
+    clnet__cell root;
+    const bool done = (zip ? clnet__zip_read(&p, &root) : clnet__older_read(&p, &root)) &&
+                      clnet__pth_keep(&p, root);
+    clnet__free(f->ctx, p.stack.data);
+    clnet__free(f->ctx, p.memo.data);
+    clnet__free(f->ctx, p.heap.data);
+    clnet__free(f->ctx, p.parts);
+    clnet__free(f->ctx, p.directory);
+    clnet__free(f->ctx, p.text);
+    return done;
 }
 
 // >>files: writing
@@ -7586,31 +9479,6 @@ typedef struct clnet__writer {
     size_t header_bytes;
     void *scratch; // for the largest item that is filled
 } clnet__writer;
-
-// Text that is measured first and written then: by the same function, which is called twice.
-typedef struct clnet__text {
-    char *data; // NULL: measure
-    size_t length;
-} clnet__text;
-
-static void clnet__text_char(clnet__text *text, char c) {
-    if (text->data != NULL) {
-        text->data[text->length] = c;
-    }
-    text->length++;
-}
-
-static void clnet__text_add(clnet__text *text, const char *s) {
-    while (*s != 0) {
-        clnet__text_char(text, *s++);
-    }
-}
-
-static void clnet__text_number(clnet__text *text, uint64_t value) {
-    char digits[24];
-    snprintf(digits, sizeof digits, "%llu", (unsigned long long)value);
-    clnet__text_add(text, digits);
-}
 
 // A JSON string.
 static void clnet__text_string(clnet__text *text, const char *s) {
