@@ -885,6 +885,13 @@ CLNET_API clnet_result clnet_safetensors_write(clnet_context *ctx, const char *p
                                                const clnet_file_item *items, size_t count,
                                                const clnet_file_pair *metadata, size_t pairs);
 
+// The same as a file of torch.save in the zip format, which torch.load(path, weights_only=True)
+// takes. At most 65,530 tensors and 4 GiB. Metadata go to an entry of their own, of which PyTorch
+// knows nothing.
+CLNET_API clnet_result clnet_pth_write(clnet_context *ctx, const char *path,
+                                       const clnet_file_item *items, size_t count,
+                                       const clnet_file_pair *metadata, size_t pairs);
+
 // A checkpoint is a model's file with Adam's moments under "optimizer.", the step and the seed: training
 // that loads it goes on bit by bit as if it had not stopped. `more` are further strings for the
 // metadata, the program's own: position, configuration. Both need a model for CLNET_TRAIN.
@@ -6756,6 +6763,13 @@ static void clnet__text_char(clnet__text *text, char c) {
     text->length++;
 }
 
+// The lowest bytes of a number, little endian.
+static void clnet__text_bytes(clnet__text *text, uint64_t value, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        clnet__text_char(text, (char)(value >> 8 * i));
+    }
+}
+
 static void clnet__text_add(clnet__text *text, const char *s) {
     while (*s != 0) {
         clnet__text_char(text, *s++);
@@ -9467,7 +9481,11 @@ static bool clnet__pth_read(clnet_tensor_file *f, bool zip) {
 
 // >>files: writing
 
-typedef struct clnet__writer {
+typedef struct clnet__writer clnet__writer;
+struct clnet__writer {
+    // The format: the text that describes all tensors; how all goes to the file.
+    void (*describe)(clnet__text *text, const clnet__writer *w);
+    bool (*put)(clnet__writer *w, void *file);
     clnet_context *ctx;
     const char *path;
     char *temporary;               // path + ".tmp"
@@ -9475,10 +9493,10 @@ typedef struct clnet__writer {
     size_t count;
     const clnet_file_pair **pairs; // by key
     size_t pair_count;
-    unsigned char *header; // its length in 8 bytes, its text
+    char *header; // that text
     size_t header_bytes;
     void *scratch; // for the largest item that is filled
-} clnet__writer;
+};
 
 // A JSON string.
 static void clnet__text_string(clnet__text *text, const char *s) {
@@ -9520,8 +9538,10 @@ static uint64_t clnet__item_bytes(const clnet_file_item *item) {
     return bytes;
 }
 
+// The header of safetensors: its length in 8 bytes, its JSON.
 static void clnet__text_header(clnet__text *text, const clnet__writer *w) {
     uint64_t begin = 0;
+    clnet__text_bytes(text, 0, 8);
     clnet__text_char(text, '{');
     if (w->pair_count > 0) {
         clnet__text_add(text, "\"__metadata__\":{");
@@ -9542,6 +9562,9 @@ static void clnet__text_header(clnet__text *text, const clnet__writer *w) {
     clnet__text_char(text, '}');
     while (text->length % 8 != 0) {
         clnet__text_char(text, ' ');
+    }
+    if (text->data != NULL) {
+        clnet__store_bytes((unsigned char *)text->data, 8, text->length - 8);
     }
 }
 
@@ -9653,7 +9676,7 @@ static bool clnet__writer_sort(clnet__writer *w) {
 // Makes the header, and room for what is filled.
 static bool clnet__writer_prepare(clnet__writer *w) {
     clnet__text text = {0};
-    clnet__text_header(&text, w);
+    w->describe(&text, w);
     if (text.length > CLNET_FILE_MAX_HEADER) {
         clnet__fail(
             w->ctx, CLNET_ERROR_LIMIT,
@@ -9666,16 +9689,14 @@ static bool clnet__writer_prepare(clnet__writer *w) {
         size_t bytes = w->items[i]->data == NULL ? (size_t)clnet__item_bytes(w->items[i]) : 0;
         largest = bytes > largest ? bytes : largest;
     }
-    w->header_bytes = text.length + 8;
-    w->header = (unsigned char *)clnet__alloc(w->ctx, w->header_bytes);
+    w->header_bytes = text.length;
+    w->header = (char *)clnet__alloc(w->ctx, w->header_bytes);
     w->scratch = largest > 0 && w->header != NULL ? clnet__alloc(w->ctx, largest) : NULL;
     if (w->ctx->result != CLNET_OK) {
         return false;
     }
-    clnet__store_bytes(w->header, 8, text.length);
-    text.data = (char *)w->header + 8;
-    text.length = 0;
-    clnet__text_header(&text, w);
+    text = (clnet__text){.data = w->header};
+    w->describe(&text, w);
     return true;
 }
 
@@ -9687,18 +9708,27 @@ static bool clnet__writer_put(clnet__writer *w, void *file, const void *data, si
     return true;
 }
 
-static bool clnet__writer_put_item(clnet__writer *w, void *file, const clnet_file_item *item) {
-    size_t bytes = (size_t)clnet__item_bytes(item);
-    const void *data = item->data;
-    if (data == NULL && bytes > 0) {
-        clnet_result result = item->fill(item->user, w->scratch);
-        if (result != CLNET_OK) { // this context may hold a better sentence already
-            return clnet__writer_fail(w, result, "tensor", item->name,
-                                      "its values are not to be had");
-        }
-        data = w->scratch;
+// The bytes of an item; NULL: they are not to be had.
+static const void *clnet__writer_data(clnet__writer *w, const clnet_file_item *item) {
+    if (item->data != NULL || clnet__item_bytes(item) == 0) {
+        return item->data != NULL ? item->data : "";
     }
-    return clnet__writer_put(w, file, data, bytes);
+    clnet_result result = item->fill(item->user, w->scratch);
+    if (result != CLNET_OK) { // this context may hold a better sentence already
+        clnet__writer_fail(w, result, "tensor", item->name, "its values are not to be had");
+        return NULL;
+    }
+    return w->scratch;
+}
+
+static bool clnet__put_safetensors(clnet__writer *w, void *file) {
+    bool done = clnet__writer_put(w, file, w->header, w->header_bytes);
+    for (size_t i = 0; done && i < w->count; i++) {
+        const void *data = clnet__writer_data(w, w->items[i]);
+        done = data != NULL &&
+               clnet__writer_put(w, file, data, (size_t)clnet__item_bytes(w->items[i]));
+    }
+    return done;
 }
 
 // Writes the temporary file and puts it in the place of the old one; or removes it.
@@ -9708,10 +9738,7 @@ static void clnet__writer_save(clnet__writer *w) {
     if (file == NULL) {
         return;
     }
-    bool done = clnet__writer_put(w, file, w->header, w->header_bytes);
-    for (size_t i = 0; done && i < w->count; i++) {
-        done = clnet__writer_put_item(w, file, w->items[i]);
-    }
+    bool done = w->put(w, file);
     errno = 0;
     if (done && !files->sync(files->user, file)) {
         done = clnet__file_fail(w->ctx, w->temporary, "synced");
@@ -9740,9 +9767,10 @@ static char *clnet__join(clnet_context *ctx, const char *a, const char *b) {
     return text;
 }
 
-clnet_result clnet_safetensors_write(clnet_context *ctx, const char *path,
-                                     const clnet_file_item *items, size_t count,
-                                     const clnet_file_pair *metadata, size_t pairs) {
+// Writes a file in the format of *format, of which the functions count.
+static clnet_result clnet__write(const clnet__writer *format, clnet_context *ctx, const char *path,
+                                 const clnet_file_item *items, size_t count,
+                                 const clnet_file_pair *metadata, size_t pairs) {
     if (ctx == NULL || ctx->result != CLNET_OK) {
         return ctx == NULL ? CLNET_ERROR_MEMORY : ctx->result;
     }
@@ -9753,7 +9781,8 @@ clnet_result clnet_safetensors_write(clnet_context *ctx, const char *path,
                            path == NULL ? "(no path)" : path, (unsigned long long)count,
                            (unsigned long long)pairs, (unsigned long long)CLNET_FILE_MAX_TENSORS);
     }
-    clnet__writer w = {.ctx = ctx, .path = path, .count = count, .pair_count = pairs};
+    clnet__writer w = {format->describe, format->put,    .ctx = ctx,
+                       .path = path,     .count = count, .pair_count = pairs};
     w.items = (const clnet_file_item **)clnet__alloc(ctx, (count + 1) * sizeof *w.items);
     w.pairs = (const clnet_file_pair **)clnet__alloc(ctx, (pairs + 1) * sizeof *w.pairs);
     w.temporary = clnet__join(ctx, path, ".tmp");
@@ -9767,6 +9796,216 @@ clnet_result clnet_safetensors_write(clnet_context *ctx, const char *path,
     clnet__free(ctx, (void *)w.pairs);
     clnet__free(ctx, (void *)w.items);
     return ctx->result;
+}
+
+clnet_result clnet_safetensors_write(clnet_context *ctx, const char *path,
+                                     const clnet_file_item *items, size_t count,
+                                     const clnet_file_pair *metadata, size_t pairs) {
+    static const clnet__writer format = {.describe = clnet__text_header,
+                                         .put = clnet__put_safetensors};
+    return clnet__write(&format, ctx, path, items, count, metadata, pairs);
+}
+
+// >>files: writing pth
+// The zip format of >>files: pth with a pickle that uses no memo. Larger numbers stand first, as in
+// safetensors; each entry's bytes begin at a multiple of 64, by padding in its header's extra field.
+
+static void clnet__pickle_put_text(clnet__text *text, const char *s) {
+    clnet__text_char(text, 'X');
+    clnet__text_bytes(text, strlen(s), 4);
+    clnet__text_add(text, s);
+}
+
+static void clnet__pickle_put_number(clnet__text *text, uint64_t value) {
+    const size_t bytes = value < 256 ? 1 : value < 65536 ? 2 : value < 0x80000000u ? 4 : 8;
+    clnet__text_add(text, bytes == 1 ? "K" : bytes == 2 ? "M" : bytes == 4 ? "J" : "\x8A\x08");
+    clnet__text_bytes(text, value, bytes);
+}
+
+// The row of clnet__globals for a type of numbers.
+static const clnet__global *clnet__global_of(clnet__global_kind kind, clnet_dtype dtype) {
+    int i = 0;
+    while (i < CLNET__GLOBAL_COUNT &&
+           (clnet__globals[i].kind != kind || clnet__globals[i].dtype != dtype)) {
+        i++;
+    }
+    return i < CLNET__GLOBAL_COUNT ? &clnet__globals[i] : NULL;
+}
+
+// A call of _rebuild_tensor_v2, or v3 for types without a storage of their own.
+static void clnet__pickle_put_item(clnet__text *text, const clnet_file_item *item, size_t index) {
+    const clnet__global *typed = clnet__global_of(CLNET__STORAGE_TYPE, item->dtype);
+    const uint64_t bytes = clnet__item_bytes(item);
+    char key[24];
+    snprintf(key, sizeof key, "%llu", (unsigned long long)index);
+    clnet__text_add(text, typed != NULL ? "c" CLNET__REBUILD_NAME : "c" CLNET__REBUILD_AS_NAME);
+    clnet__text_add(text, "((");
+    clnet__pickle_put_text(text, "storage");
+    clnet__text_char(text, 'c');
+    clnet__text_add(text, typed != NULL ? typed->name : CLNET__UNTYPED_NAME);
+    clnet__pickle_put_text(text, key);
+    clnet__pickle_put_text(text, "cpu");
+    clnet__pickle_put_number(text, typed != NULL ? bytes / clnet_dtype_size(item->dtype) : bytes);
+    clnet__text_add(text, "tQ");
+    clnet__pickle_put_number(text, 0);
+    clnet__text_char(text, '(');
+    for (int i = 0; i < item->rank; i++) {
+        clnet__pickle_put_number(text, item->shape[i]);
+    }
+    clnet__text_add(text, "t(");
+    for (int i = 0; i < item->rank; i++) { // strides as PyTorch sets them: no length counts as 0
+        uint64_t stride = 1;
+        for (int k = i + 1; k < item->rank; k++) {
+            stride *= item->shape[k] > 1 ? item->shape[k] : 1;
+        }
+        clnet__pickle_put_number(text, stride);
+    }
+    clnet__text_add(text, "t\x89"
+                          "c" CLNET__ORDERED_DICT_NAME ")R");
+    if (typed == NULL) {
+        clnet__text_char(text, 'c');
+        clnet__text_add(text, clnet__global_of(CLNET__DTYPE, item->dtype)->name);
+    }
+    clnet__text_add(text, "tR");
+}
+
+static void clnet__text_pickle(clnet__text *text, const clnet__writer *w) {
+    clnet__text_add(text, "\x80\x02"
+                          "c" CLNET__ORDERED_DICT_NAME ")R(");
+    for (size_t i = 0; i < w->count; i++) {
+        clnet__pickle_put_text(text, w->items[i]->name);
+        clnet__pickle_put_item(text, w->items[i], i);
+    }
+    clnet__text_add(text, "u.");
+}
+
+typedef struct clnet__zip_writer {
+    clnet__writer *w;
+    void *file;
+    uint64_t at;           // bytes written so far
+    clnet__text directory; // entries so far
+    size_t entries;
+    clnet__crc_table table;
+} clnet__zip_writer;
+
+enum { CLNET__ZIP_NAME = 40, CLNET__ZIP_ALIGNMENT = 64 }; // the longest name that is written
+
+// What the local header and the directory have in common, from the version on.
+static void clnet__zip_fields(clnet__text *text, const char *name, uint32_t crc, size_t bytes,
+                              size_t extra) {
+    clnet__text_bytes(text, 20, 2); // version 2.0
+    clnet__text_bytes(text, 0, 8);  // flags, method, time, date
+    clnet__text_bytes(text, crc, 4);
+    clnet__text_bytes(text, bytes, 4);
+    clnet__text_bytes(text, bytes, 4);
+    clnet__text_bytes(text, strlen(name), 2);
+    clnet__text_bytes(text, extra, 2);
+}
+
+// Writes an entry, and adds it to the directory.
+static bool clnet__zip_put(clnet__zip_writer *z, const char *name, const void *data, size_t n) {
+    char bytes[CLNET__ZIP_LOCAL + CLNET__ZIP_NAME + 2 * CLNET__ZIP_ALIGNMENT] = {0};
+    clnet__text local = {.data = bytes};
+    const uint32_t crc = clnet__crc32(&z->table, 0, data, n);
+    const uint64_t used = z->at + CLNET__ZIP_LOCAL + strlen(name) + 4;
+    const size_t padding =
+        (size_t)(CLNET__ZIP_ALIGNMENT - used % CLNET__ZIP_ALIGNMENT) % CLNET__ZIP_ALIGNMENT;
+    if (used + padding + n >= UINT32_MAX) {
+        return clnet__writer_fail(z->w, CLNET_ERROR_LIMIT, "entry", name,
+                                  "beyond 4 GiB, where clnet writes safetensors only");
+    }
+    clnet__text_bytes(&local, CLNET__ZIP_LOCAL_MAGIC, 4);
+    clnet__zip_fields(&local, name, crc, n, 4 + padding);
+    clnet__text_add(&local, name);
+    clnet__text_add(&local, "FB");
+    clnet__text_bytes(&local, padding, 2);
+    local.length += padding;
+    clnet__text_bytes(&z->directory, CLNET__ZIP_CENTRAL_MAGIC, 4);
+    clnet__text_bytes(&z->directory, 20, 2);
+    clnet__zip_fields(&z->directory, name, crc, n, 0);
+    clnet__text_bytes(&z->directory, 0, 8); // comment, disk, attributes
+    clnet__text_bytes(&z->directory, 0, 2);
+    clnet__text_bytes(&z->directory, z->at, 4);
+    clnet__text_add(&z->directory, name);
+    z->at += local.length + n;
+    z->entries++;
+    return clnet__writer_put(z->w, z->file, bytes, local.length) &&
+           clnet__writer_put(z->w, z->file, data, n);
+}
+
+// Metadata as keys and values in turn, each ended by a zero byte; NULL: failed.
+static char *clnet__zip_metadata(clnet__writer *w, size_t *bytes) {
+    clnet__text text = {0};
+    for (int turn = 0; turn < 2; turn++) {
+        for (size_t i = 0; i < w->pair_count; i++) {
+            clnet__text_add(&text, w->pairs[i]->key);
+            clnet__text_char(&text, 0);
+            clnet__text_add(&text, w->pairs[i]->value);
+            clnet__text_char(&text, 0);
+        }
+        if (turn == 0) {
+            *bytes = text.length;
+            text = (clnet__text){.data = (char *)clnet__alloc(w->ctx, *bytes)};
+            if (text.data == NULL) {
+                return NULL;
+            }
+        }
+    }
+    return text.data;
+}
+
+// Writes all entries.
+static bool clnet__zip_put_all(clnet__zip_writer *z) {
+    clnet__writer *w = z->w;
+    size_t bytes = 0;
+    bool done = clnet__zip_put(z, "clnet/data.pkl", w->header, w->header_bytes) &&
+                clnet__zip_put(z, "clnet/byteorder", "little", 6);
+    for (size_t i = 0; done && i < w->count; i++) {
+        char name[CLNET__ZIP_NAME];
+        snprintf(name, sizeof name, "clnet/data/%llu", (unsigned long long)i);
+        const void *data = clnet__writer_data(w, w->items[i]);
+        done =
+            data != NULL && clnet__zip_put(z, name, data, (size_t)clnet__item_bytes(w->items[i]));
+    }
+    done = done && clnet__zip_put(z, "clnet/version", "3\n", 2);
+    if (done && w->pair_count > 0) {
+        char *metadata = clnet__zip_metadata(w, &bytes);
+        done = metadata != NULL && clnet__zip_put(z, "clnet/clnet.metadata", metadata, bytes);
+        clnet__free(w->ctx, metadata);
+    }
+    return done;
+}
+
+static bool clnet__put_pth(clnet__writer *w, void *file) {
+    const size_t entries = w->count + 4;
+    clnet__zip_writer z = {.w = w, .file = file};
+    if (entries >= UINT16_MAX) {
+        return clnet__writer_fail(w, CLNET_ERROR_LIMIT, "file", "of torch.save",
+                                  "more tensors than 65,530");
+    }
+    z.directory.data = (char *)clnet__alloc(
+        w->ctx, entries * (CLNET__ZIP_CENTRAL + CLNET__ZIP_NAME) + CLNET__ZIP_END);
+    clnet__crc_fill(&z.table);
+    bool done = z.directory.data != NULL && clnet__zip_put_all(&z);
+    if (done) {
+        const size_t bytes = z.directory.length;
+        clnet__text_bytes(&z.directory, CLNET__ZIP_END_MAGIC, 4);
+        clnet__text_bytes(&z.directory, 0, 4); // disks
+        clnet__text_bytes(&z.directory, z.entries, 2);
+        clnet__text_bytes(&z.directory, z.entries, 2);
+        clnet__text_bytes(&z.directory, bytes, 4);
+        clnet__text_bytes(&z.directory, z.at, 4);
+        clnet__text_bytes(&z.directory, 0, 2); // comment
+        done = clnet__writer_put(w, file, z.directory.data, z.directory.length);
+    }
+    clnet__free(w->ctx, z.directory.data);
+    return done;
+}
+
+clnet_result clnet_pth_write(clnet_context *ctx, const char *path, const clnet_file_item *items,
+                             size_t count, const clnet_file_pair *metadata, size_t pairs) {
+    static const clnet__writer format = {.describe = clnet__text_pickle, .put = clnet__put_pth};
+    return clnet__write(&format, ctx, path, items, count, metadata, pairs);
 }
 
 #undef CLNET__PATH

@@ -12,6 +12,7 @@
     X(predict, "scores and masks of images")                                                       \
     X(explain, "class activation maps of images")                                                  \
     X(score, "measures predictions that are already there, whoever made them")                     \
+    X(convert, "weights between safetensors and PyTorch's .pth, and between precisions")           \
     X(run, "tensors in, tensors out: for comparing with other frameworks")                         \
     X(info, "layers, shapes, parameters, FLOPs and memory of a network")                           \
     X(devices, "lists what clnet can compute on")                                                  \
