@@ -5012,7 +5012,8 @@ static void clnet__plan_in_place(clnet_graph *g, const clnet_build_desc *d) {
 // Pass "concat": what is concatenated is written where the whole lies, as channels of it, so that
 // nothing is copied; its gradient is the same slice of the whole's. Every reader of an input adds to
 // that slice, which is why the gradient of neither may have been asked for. An input that is there
-// twice, or in two concatenations, is a slice of the first.
+// twice, or in two concatenations, is a slice of the first. The output of max pooling is copied: its
+// argmax is laid out as the output is.
 static void clnet__plan_concat(clnet_graph *g, const clnet_build_desc *d) {
     for (int i = 0; i < g->node_count; i++) {
         clnet_node *node = g->nodes[i];
@@ -5020,7 +5021,8 @@ static void clnet__plan_concat(clnet_graph *g, const clnet_build_desc *d) {
             clnet_tensor *x = node->in[k];
             if (x->producer && !x->inside && !x->require_grad && x != d->loss &&
                 !node->out->require_grad && node->out != d->loss &&
-                (node->out->needs_grad || !x->needs_grad)) {
+                (node->out->needs_grad || !x->needs_grad) &&
+                x->producer->op != CLNET_OP_MAX_POOL2D) {
                 x->inside = node->out;
                 x->first_channel = first;
             }

@@ -457,7 +457,8 @@ static void test_concatenation_in_place(void) {
     clnet_context_destroy(ctx);
 }
 
-// A part is read after the whole is, so that the first gradient added to their memory is the part's.
+// A part is read after the whole is, so that the first gradient added to their memory is the part's;
+// another comes from max pooling.
 static void test_part_read_last(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_graph *graphs[2];
@@ -466,8 +467,9 @@ static void test_part_read_last(void) {
         clnet_tensor *x = clnet_input(g, "image", 2, 3, 5, 6);
         clnet_tensor *label = clnet_input_labels(g, "label", 2);
         clnet_tensor *part = small_conv(g, x, 4, "conv1");
-        clnet_tensor *whole =
-            clnet_concat(g, (clnet_tensor *[]){small_conv(g, x, 4, "conv2"), part}, 2);
+        const clnet_pool2d_desc pool = {.kernel_size = {3, 3}, .stride = {1, 1}, .padding = {1, 1}};
+        clnet_tensor *pooled = clnet_max_pool2d(g, small_conv(g, x, 4, "conv2"), &pool);
+        clnet_tensor *whole = clnet_concat(g, (clnet_tensor *[]){pooled, part}, 2);
         const clnet_focal_loss_desc desc = {.gamma = 2};
         clnet_tensor *losses[2];
         losses[0] = clnet_focal_loss(g, clnet_global_avg_pool(g, small_conv(g, whole, 3, "conv3")),
