@@ -545,7 +545,7 @@ static void clean_up(paper *x) {
     dataset_close(&x->training);
     dataset_close(&x->data);
     notes_free(&x->notes);
-    clnet_context_destroy(x->ctx);
+    device_close(x->ctx);
 }
 
 bool command_paper(int argc, char **argv, bool usage, problem *p) {
@@ -589,9 +589,9 @@ bool command_paper(int argc, char **argv, bool usage, problem *p) {
     };
     x.options = options;
     x.count = sizeof options / sizeof *options;
-    x.stored = x.count - 4; // all but --out and the device's
-    x.kept = x.stored - 2;  // but --models and --seeds
-    x.recipe = x.kept - 3;  // but --seed, --split and --checkpoint
+    x.recipe = (size_t)(options_find(options, x.count, "--seed") - options);
+    x.kept = (size_t)(options_find(options, x.count, "--models") - options);
+    x.stored = (size_t)(options_find(options, x.count, "--out") - options);
     if (usage) {
         printf(
             "usage: clnet paper DATA --out DIR [options]\n       clnet paper --out DIR\n\n"
