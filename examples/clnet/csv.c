@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum {
     MAX_FILE = 256 << 20, // bytes
@@ -226,6 +227,14 @@ static bool read_number(reader *r, int column, const char *text, double *value) 
                          r->kind == CSV_TRUTH ? "0 or 1" : "a number from 0 to 1");
 }
 
+// In a table of scores "ID.jpg" stands for the image ID, as the official scorer takes it.
+static void drop_extension(char *id) {
+    const size_t length = strlen(id);
+    if (length > 4 && !strcasecmp(id + length - 4, ".jpg")) {
+        id[length - 4] = 0;
+    }
+}
+
 static bool read_row(reader *r, csv_row *row) {
     char *values[COLUMNS], *ordered[COLUMNS];
     if (!take_line(r, values)) {
@@ -239,6 +248,9 @@ static bool read_row(reader *r, csv_row *row) {
                              "%s: line %zu: image_id \"%s\", expected up to %d letters, digits, "
                              "'_', '-' and '.'",
                              r->path, r->line, show(ordered[ID]).text, CSV_MAX_ID);
+    }
+    if (r->kind == CSV_SCORES) {
+        drop_extension(ordered[ID]);
     }
     row->id = ordered[ID];
     row->line = r->line;

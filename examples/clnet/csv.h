@@ -12,7 +12,7 @@ enum { CSV_MAX_ID = 100 }; // characters of an image's id
 
 typedef enum csv_kind {
     CSV_TRUTH, // values 0 or 1 (0.0, 1.0), at most one of them 1
-    CSV_SCORES // values from 0 to 1
+    CSV_SCORES // values from 0 to 1; ".jpg" behind an id is left away
 } csv_kind;
 
 typedef struct csv_row {
