@@ -29,7 +29,7 @@ LIBS = -lm -lpthread -ldl
 PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
 UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_files $(B)/test_metrics \
-        $(B)/test_image $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation \
+        $(B)/test_image $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation $(B)/test_scores \
         $(B)/test_header_static $(B)/test_header_cxx
 
 all: deps $(B)/clnet $(B)/clnet-verify
@@ -107,7 +107,7 @@ examples: $(EXAMPLES)
 
 test: all examples $(UNITS)
 	@tests/run.sh "$(B)/clnet-verify" $(UNITS) "tests/cli_commands.sh $(B)/clnet" \
-	    "tests/cli_train.sh $(B)/clnet" "tests/examples.sh $(B)"
+	    "tests/cli_train.sh $(B)/clnet" "tests/cli_paper.sh $(B)/clnet" "tests/examples.sh $(B)"
 
 # 500 kills at random times: every checkpoint loads, every end is that of a training never killed.
 test-kill: all

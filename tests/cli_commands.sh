@@ -115,7 +115,7 @@ test_evaluate() {
     works "evaluate" evaluate data --weights $both --out ev
     says "Table 1"
     says "Table 2"
-    has ev/metrics.json ev/predictions.csv ev/roc.png ev/report.html ev/panel_masks.png ev/panel_cams.png
+    has ev/metrics.json ev/predictions.csv ev/roc.png ev/report.html ev/fig3.png ev/fig4.png
     is "masks" "$(ls ev/masks | wc -l)" 6
     is "rows" "$(wc -l <ev/predictions.csv)" 7
     is "half files" "$(find ev -name '*.tmp' | wc -l)" 0

@@ -331,7 +331,7 @@ static void test_plot_refused(void) {
 static void test_plot_roc(void) {
     problem p = {0};
     const double x[4] = {0, 0.1, 0.5, 1}, y[4] = {0, 0.8, NAN, 1};
-    const plot_series series[2] = {{"melanoma, AUC 0.912", x, y, 4}, {"empty", NULL, NULL, 0}};
+    const plot_series series[2] = {{"melanoma, AUC 0.912", x, y, 4, 0}, {"empty", NULL, NULL, 0, 0}};
     CHECK(plot_roc("roc.png", series, 2, &p), "%s", p.text);
     CHECK(count_colored("roc.png") > 100, "no curve");
 }

@@ -5,7 +5,6 @@
 #include "image.h"
 #include "options.h"
 #include "parallel.h"
-#include "plot.h"
 
 #include <assert.h>
 #include <math.h>
@@ -333,58 +332,6 @@ bool evaluation_write_predictions(const evaluation *e, const dataset *data, int 
     }
     const bool ok = disk_write(path, bytes, used, p);
     free(bytes);
-    return ok;
-}
-
-typedef struct curve {
-    double *x, *y;
-    size_t count;
-    char label[64];
-} curve;
-
-static bool curve_create(curve *v, const column *c, const char *name, double auc,
-                         clnet_context *ctx, problem *p) {
-    clnet_roc_point *points = malloc((c->count + 1) * sizeof *points);
-    *v = (curve){.x = malloc((c->count + 1) * sizeof(double)),
-                 .y = malloc((c->count + 1) * sizeof(double))};
-    bool ok =
-        (points && v->x && v->y) || problem_run(p, "no memory for a curve of %zu points", c->count);
-    if (ok && clnet_roc_curve(ctx, c->scores, c->truth, c->count, points, &v->count) != CLNET_OK) {
-        ok = problem_context(p, ctx);
-    }
-    for (size_t i = 0; ok && i < v->count; i++) {
-        v->x[i] = points[i].false_positive_rate;
-        v->y[i] = points[i].true_positive_rate;
-    }
-    snprintf(v->label, sizeof v->label, isnan(auc) ? "%s (AUC not defined)" : "%s (AUC %.3f)", name,
-             auc);
-    free(points);
-    return ok;
-}
-
-bool evaluation_write_roc(const evaluation *e, const dataset *data, int classes, clnet_context *ctx,
-                          const char *path, problem *p) {
-    static const char *const names[2] = {"melanoma", "seborrheic keratosis"};
-    const double auc[2] = {e->melanoma.auc, e->keratosis.auc};
-    curve curves[2] = {{0}, {0}};
-    bool ok = true;
-    for (int label = 0; ok && label < 2; label++) {
-        column c = {0};
-        ok = column_create(&c, e, data, classes, label, p) &&
-             curve_create(&curves[label], &c, names[label], auc[label], ctx, p);
-        column_free(&c);
-    }
-    if (ok) {
-        plot_series series[2];
-        for (int i = 0; i < 2; i++) {
-            series[i] = (plot_series){curves[i].label, curves[i].x, curves[i].y, curves[i].count};
-        }
-        ok = plot_roc(path, series, 2, p);
-    }
-    for (int i = 0; i < 2; i++) {
-        free(curves[i].x);
-        free(curves[i].y);
-    }
     return ok;
 }
 

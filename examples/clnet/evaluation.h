@@ -49,10 +49,6 @@ bool evaluation_write_json(const evaluation *e, const char *path, problem *p);
 bool evaluation_write_predictions(const evaluation *e, const dataset *data, int classes,
                                   const char *path, problem *p);
 
-// The ROC curves of melanoma and seborrheic keratosis, each against the rest. Needs e->scores.
-bool evaluation_write_roc(const evaluation *e, const dataset *data, int classes, clnet_context *ctx,
-                          const char *path, problem *p);
-
 // The figures as text on standard output, as the paper's tables.
 void evaluation_print(const evaluation *e);
 

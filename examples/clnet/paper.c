@@ -6,6 +6,7 @@
 #include "measure.h"
 #include "network.h"
 #include "notes.h"
+#include "summary.h"
 #include "tables.h"
 #include "train.h"
 #include "trainlog.h"
@@ -57,8 +58,8 @@ typedef struct paper {
     clnet_context *ctx;
     dataset training, data; // what is learned from, what is measured on
     row *rows;
-    size_t row_count;
-    size_t current; // the row in hand
+    size_t row_count, to_do; // rows, those without a result
+    size_t current;          // the row in hand
     progress bar;
     double done; // work of the rows before the one in hand
 } paper;
@@ -273,7 +274,6 @@ static const char *unit_of(double macs, double *scale) {
 
 static bool plan(paper *x, problem *p) {
     double total = 0;
-    size_t missing = 0;
     for (size_t i = 0; i < x->row_count; i++) {
         row *r = &x->rows[i];
         find_result(x, r);
@@ -281,7 +281,7 @@ static bool plan(paper *x, problem *p) {
             return false;
         }
         total += r->work;
-        missing += r->work > 0;
+        x->to_do += r->work > 0;
     }
     double scale;
     const char *unit = unit_of(total, &scale);
@@ -289,8 +289,6 @@ static bool plan(paper *x, problem *p) {
         x->rows[i].work *= scale;
         x->rows[i].per_image *= scale;
     }
-    fprintf(stderr, "%zu trainings, %zu to be done; measured on the %s split, %s\n", x->row_count,
-            missing, x->data.split, checkpoint_of(x));
     progress_begin(&x->bar, (size_t)(scale * total), unit);
     return true;
 }
@@ -304,11 +302,12 @@ typedef struct arguments {
     bool failed;
 } arguments;
 
+// NAME=VALUE, or with a value of NULL the name alone.
 static void add_argument(arguments *a, const char *name, const char *value) {
-    const size_t size = strlen(name) + strlen(value) + 2;
+    const size_t size = strlen(name) + (value ? strlen(value) : 0) + 2;
     char *text = a->count < ARGUMENTS ? malloc(size) : NULL;
     if (text) {
-        snprintf(text, size, "%s=%s", name, value);
+        snprintf(text, size, "%s%s%s", name, value ? "=" : "", value ? value : "");
         a->list[a->count++] = text;
     }
     a->failed = a->failed || !text;
@@ -341,11 +340,13 @@ static bool make_arguments(const paper *x, const row *r, bool resume, arguments 
         add_argument(a, "--threads", seed);
     }
     add_argument(a, "--isa", device_isa_choices[x->device.isa]);
+    if (x->device.profile) {
+        add_argument(a, "--profile", NULL);
+    }
     char *data = strdup(x->data_path);
     if (data && a->count < ARGUMENTS - 1) {
-        a->list[a->count++] = strdup("--"); // the path may begin with a dash
+        add_argument(a, "--", NULL); // the path may begin with a dash
         a->list[a->count++] = data;
-        a->failed = a->failed || !a->list[a->count - 2];
     }
     return (data && !a->failed) || problem_run(p, "no memory for the arguments of a training");
 }
@@ -399,7 +400,7 @@ static void show_measuring(void *user, size_t done, size_t total) {
 static bool measure_row(paper *x, row *r, problem *p) {
     char weights[DISK_PATH], images_folder[DISK_PATH], path[DISK_PATH];
     const char *checkpoint = checkpoint_of(x);
-    evaluation figures = evaluation_empty();
+    evaluation e = evaluation_empty();
     cache images = {.file = -1};
     const cache_desc how = {.dir = images_folder,
                             .height = x->network.size[0],
@@ -417,12 +418,12 @@ static bool measure_row(paper *x, row *r, problem *p) {
               cache_open(&images, &x->data, &how, p);
     if (ok) {
         m = network_open(x->ctx, weights, &x->network, NULL, 0, CLNET_INFER, x->batch, false, p);
-        ok = m && measure_network(m, &desc, &figures, &r->result, p);
+        ok = m && measure_network(m, &desc, &e, &r->result, p);
         clnet_model_destroy(m);
     }
-    evaluation_free(&figures);
+    evaluation_free(&e);
     cache_close(&images);
-    if (ok && r->result.labels > 0) {
+    if (ok && result_classifies(r->model)) {
         m = network_open(x->ctx, weights, &x->network, NULL, 0, CLNET_EXPLAIN, 1, false, p);
         ok = m && measure_maps(m, &x->data, r->folder, p);
         clnet_model_destroy(m);
@@ -471,7 +472,76 @@ static bool print_tables(const paper *x, const tables *t, problem *p) {
     return ok;
 }
 
-static bool finish(paper *x, problem *p) {
+// The first training of each network stands for it in the figures.
+static size_t list_networks(const paper *x, figures_network networks[MAX_MODELS]) {
+    size_t count = 0;
+    for (size_t i = 0; i < x->row_count; i++) {
+        const row *r = &x->rows[i];
+        if (r->seed == x->seed && r->measured) {
+            networks[count++] = (figures_network){r->model, r->folder, r->folder};
+        }
+    }
+    return count;
+}
+
+enum { SETTINGS = 32 };
+
+// Rows of names and values; `values` are those of the options.
+static size_t list_settings(const paper *x, const char *rows[SETTINGS][2],
+                            char values[SETTINGS][OPTION_TEXT_SIZE]) {
+    size_t n = 0;
+    rows[n][0] = "Setting";
+    rows[n++][1] = "Value";
+    rows[n][0] = "data";
+    rows[n++][1] = x->data_path;
+    for (size_t i = 0; i < x->stored && n < SETTINGS - 1; i++) {
+        const option *o = &x->options[i];
+        options_format(o, values[n]);
+        if (o->kind == OPTION_NUMBER || o->kind == OPTION_WIDTH) { // for people: no 17 digits
+            snprintf(values[n], OPTION_TEXT_SIZE, "%g", *(const double *)o->value);
+        }
+        if (values[n][0]) {
+            rows[n][0] = o->name + 2;
+            rows[n][1] = values[n];
+            n++;
+        }
+    }
+    for (size_t i = 0; i < x->row_count; i++) {
+        if (x->rows[i].measured) {
+            rows[n][0] = "measured on";
+            rows[n++][1] = x->rows[i].result.computed;
+            break;
+        }
+    }
+    return n;
+}
+
+static bool write_report(const paper *x, const tables *t, problem *p) {
+    static const char title[] =
+        "Feature fusion for segmentation and classification of skin lesions";
+    figures_network networks[MAX_MODELS];
+    const char *rows[SETTINGS][2];
+    char values[SETTINGS][OPTION_TEXT_SIZE], lead[512];
+    const figures f = {x->ctx, &x->data, networks, list_networks(x, networks)};
+    snprintf(
+        lead, sizeof lead,
+        "%zu networks, each trained %d time%s on %zu images and measured on the %zu images of the "
+        "%s split, with the weights of %s.",
+        f.count, x->seeds, x->seeds > 1 ? "s (mean ± standard deviation)" : "", x->training.count,
+        x->data.count, x->data.split,
+        strcmp(checkpoint_of(x), "best.safetensors") ? "the last epoch"
+                                                     : "the best epoch on the validation split");
+    const summary s = {.out = x->out,
+                       .title = title,
+                       .lead = lead,
+                       .settings = rows,
+                       .setting_count = list_settings(x, rows, values),
+                       .tables = t,
+                       .figures = &f};
+    return summary_write(&s, p);
+}
+
+static bool finish(const paper *x, problem *p) {
     tables_row *rows = calloc(x->row_count, sizeof *rows);
     if (!rows) {
         return problem_run(p, "no memory for the tables");
@@ -481,8 +551,12 @@ static bool finish(paper *x, problem *p) {
         rows[i] = (tables_row){r->model, r->seed, r->measured ? &r->result : NULL, r->reason};
     }
     const tables t = {rows, x->row_count};
-    const bool ok = write_tables(x, &t, p) && print_tables(x, &t, p);
+    const bool ok = write_tables(x, &t, p) && print_tables(x, &t, p) && write_report(x, &t, p);
     free(rows);
+    fflush(stdout);
+    if (ok) {
+        fprintf(stderr, "the report: %s/report.html\n", x->out);
+    }
     return ok;
 }
 
@@ -498,6 +572,8 @@ static void run_row(paper *x, row *r) {
 }
 
 static bool run_rows(paper *x, problem *p) {
+    fprintf(stderr, "%zu of %zu trainings to be done; measured on the %s split, %s\n", x->to_do,
+            x->row_count, x->data.split, checkpoint_of(x));
     for (; x->current < x->row_count && !command_signal; x->current++) {
         row *r = &x->rows[x->current];
         if (!r->measured && !r->reason) {
@@ -596,8 +672,8 @@ bool command_paper(int argc, char **argv, bool usage, problem *p) {
         printf(
             "usage: clnet paper DATA --out DIR [options]\n       clnet paper --out DIR\n\n"
             "Trains the networks of the paper's tables, each in DIR/NETWORK[-seedS], goes on with "
-            "what\nan earlier call left, and writes DIR/tables.json, tables.csv. Ctrl-C finishes "
-            "the step\nand saves.\n\n");
+            "what an\nearlier call left, and writes DIR/report.html, tables.json, tables.csv, "
+            "fig3.png, fig4.png,\nroc.png, training.png. Ctrl-C finishes the step and saves.\n\n");
         options_print(options, x.count);
         return true;
     }

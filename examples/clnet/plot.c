@@ -27,9 +27,10 @@ enum { // pixels
 #define COLOR_GRID ((color){228, 231, 235})
 
 // Eight colours that differ in lightness as well as in hue; further series take them again.
-static color series_color(size_t i) {
+static color series_color(const plot_series *s, size_t place) {
     static const color colors[] = {{31, 105, 193}, {217, 95, 2},  {38, 145, 80}, {190, 50, 110},
                                    {120, 90, 190}, {150, 120, 0}, {0, 150, 170}, {110, 70, 50}};
+    const size_t i = s->color > 0 ? (size_t)s->color - 1 : place;
     return colors[i % (sizeof colors / sizeof *colors)];
 }
 
@@ -164,7 +165,7 @@ static void draw_legend(const frame *f, const plot_pane *pane) {
     const int left = f->left + f->width + LEGEND_GAP;
     for (size_t k = 0; k < pane->series_count && k < (size_t)f->height / LEGEND_LINE; k++) {
         const double y = f->top + 8 + (double)k * LEGEND_LINE;
-        picture_line(f->pic, y, left, y, left + 18, 4, series_color(k));
+        picture_line(f->pic, y, left, y, left + 18, 4, series_color(&pane->series[k], k));
         picture_text(f->pic, y - 5, left + LEGEND_KEY, pane->series[k].label, TEXT_SCALE,
                      COLOR_BLACK);
     }
@@ -198,7 +199,7 @@ static void draw_pane(picture *pic, int top, const plot_pane *pane) {
         picture_line(pic, bottom, f.left, f.top, right, 1, COLOR_GREY);
     }
     for (size_t k = 0; k < pane->series_count; k++) {
-        draw_series(&f, &pane->series[k], series_color(k));
+        draw_series(&f, &pane->series[k], series_color(&pane->series[k], k));
     }
     if (pane->title) {
         picture_text(pic, top + 14, f.left, pane->title, 2, COLOR_BLACK);
@@ -265,7 +266,7 @@ static size_t gather_series(const trainlog *log, const double *epochs, int pane,
     for (int c = 0; c < log->columns; c++) {
         if (pane_of(log->names[c]) == pane) {
             out[count++] = (plot_series){log->names[c], epochs,
-                                         log->values + (size_t)c * log->capacity, log->rows};
+                                         log->values + (size_t)c * log->capacity, log->rows, 0};
         }
     }
     return count;

@@ -10,6 +10,7 @@ typedef struct plot_series {
     const char *label;
     const double *x, *y; // count points; a point that is not finite leaves a gap
     size_t count;
+    int color; // 0: by the place in its pane; else the same number has the same colour everywhere
 } plot_series;
 
 // One coordinate system. A range whose minimum equals its maximum (0, 0) is taken from the points.

@@ -113,23 +113,32 @@ static void put_base64(report *r, const unsigned char *bytes, size_t size) {
 
 // ---- the page -----------------------------------------------------------------------------------
 
+// Dark text on white, whatever the reader's colours; wide tables scroll on a narrow screen and shrink
+// on paper, where nothing scrolls.
 static const char style[] =
-    ":root{color-scheme:light dark;--ink:#1c2126;--soft:#667079;--line:#dfe3e7;--paper:#fff;"
-    "--band:#f5f7f9}"
-    "@media(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#98a2ab;--line:#363c43;"
-    "--paper:#16191d;--band:#1f2429}}"
-    "body{font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;color:var(--ink);"
-    "background:var(--paper);max-width:62rem;margin:0 auto;padding:1.2rem}"
-    "h1{font-size:1.6rem;line-height:1.25;margin:.4em 0 .8em}"
-    "h2{font-size:1.2rem;margin:1.9em 0 .6em;padding-bottom:.25em;border-bottom:1px solid "
+    ":root{color-scheme:light;--ink:#1c2126;--soft:#59626b;--line:#d9dee3;--band:#f3f5f7}"
+    "*{box-sizing:border-box}"
+    "body{font:16px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;"
+    "color:var(--ink);background:#fff;max-width:74rem;margin:0 auto;padding:1.2rem 1.2rem 3rem}"
+    "h1{font-size:1.7rem;line-height:1.25;margin:.3em 0 .5em}"
+    "h2{font-size:1.2rem;margin:2.2em 0 .7em;padding-bottom:.25em;border-bottom:1px solid "
     "var(--line)}"
-    "p{margin:.6em 0;white-space:pre-line;overflow-wrap:anywhere}"
+    "p{margin:.6em 0;max-width:46rem;white-space:pre-line;overflow-wrap:anywhere}"
     ".wide{overflow-x:auto;margin:1em 0 .4em}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "th,td{padding:.35em .9em;text-align:left;border-bottom:1px solid var(--line)}"
-    "th{background:var(--band);font-weight:600}td.n,th.n{text-align:right}"
-    ".note,figcaption{color:var(--soft);font-size:.9rem}"
-    "figure{margin:1.2em 0}img{max-width:100%;height:auto;background:#fff;border-radius:6px}";
+    "table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.35em .6em;text-align:left;vertical-align:top;border-bottom:1px solid "
+    "var(--line)}"
+    "th{background:var(--band);font-weight:600;vertical-align:bottom}"
+    ".n{text-align:right;white-space:nowrap}th.n{white-space:normal}"
+    ".data td{white-space:nowrap}"
+    "tr.next td{border-top:2px solid var(--line)}"
+    ".note,figcaption{color:var(--soft);font-size:.88rem;max-width:46rem}"
+    "figure{margin:1.4em 0}img{display:block;max-width:100%;height:auto}"
+    "figcaption{margin-top:.5em}"
+    "@media(max-width:40rem){body{padding:.8rem .8rem 2rem}h1{font-size:1.4rem}}"
+    "@media print{body{max-width:none;padding:0;font-size:10.5pt}.wide{overflow:visible}"
+    "table{font-size:7.5pt}th,td{padding:.25em .4em}h2{break-after:avoid}"
+    "figure,tr{break-inside:avoid}img{max-height:22cm;width:auto}}";
 
 report *report_open(const char *path, const char *title) {
     report *r = calloc(1, sizeof *r);
@@ -154,10 +163,18 @@ void report_heading(report *r, const char *text) { put_element(r, "<h2>", text, 
 
 void report_text(report *r, const char *text) { put_element(r, "<p>", text, "</p>\n"); }
 
+// A number, alone or with a spread ("81.3 ± 0.5"), a percent sign or a unit of one word ("1.2 MiB").
 static bool is_number(const char *text) {
     char *end;
     strtod(text, &end);
-    return end != text && end[strspn(end, " %")] == 0;
+    if (end == text || *end == 0) {
+        return end != text;
+    }
+    static const char spread[] = " \xC2\xB1 ";
+    if (!strncmp(end, spread, sizeof spread - 1)) {
+        return is_number(end + sizeof spread - 1);
+    }
+    return *end == '%' || (*end == ' ' && !strpbrk(end + 1, " ,"));
 }
 
 // Whether the column is set to the right: it has numbers, and beside them only what stands
@@ -175,8 +192,19 @@ static bool is_numeric(const char *const *cells, size_t rows, size_t columns, si
     return numbers > 0;
 }
 
+static bool has_groups(const char *const *cells, size_t rows, size_t columns) {
+    for (size_t i = 1; i < rows; i++) {
+        if (!*cells[i * columns]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void put_row(report *r, const char *const *cells, size_t rows, size_t columns, size_t row) {
-    put(r, "<tr>");
+    // A row that begins a group: those below it leave the first cell empty.
+    const bool first = row > 1 && *cells[row * columns];
+    put(r, first && has_groups(cells, rows, columns) ? "<tr class=\"next\">" : "<tr>");
     for (size_t j = 0; j < columns; j++) {
         const bool right = is_numeric(cells, rows, columns, j);
         put(r, row == 0 ? "<th" : "<td");
@@ -188,7 +216,8 @@ static void put_row(report *r, const char *const *cells, size_t rows, size_t col
 
 void report_table(report *r, const char *const *cells, size_t rows, size_t columns,
                   const char *note) {
-    put(r, "<div class=\"wide\"><table>\n");
+    put(r, columns > 2 ? "<div class=\"wide\"><table class=\"data\">\n"
+                       : "<div class=\"wide\"><table>\n");
     for (size_t i = 0; i < rows; i++) {
         put_row(r, cells, rows, columns, i);
     }

@@ -1,5 +1,5 @@
 // One self-contained HTML file: headings, text, tables and pictures, which lie in it as base64. No
-// scripts, nothing from elsewhere; readable on a phone and in dark mode. All text is escaped.
+// scripts, nothing from elsewhere; readable on a phone and on paper. All text is escaped.
 //
 //     report *r = report_open("out/report.html", "Evaluation of resnet50+unet");
 //     report_heading(r, "Metrics");
@@ -23,8 +23,8 @@ report *report_open(const char *path, const char *title);
 void report_heading(report *r, const char *text);
 void report_text(report *r, const char *text); // one paragraph
 
-// cells (rows, columns), the first row its header; columns of numbers are set to the right. note
-// stands below; NULL = none.
+// cells (rows, columns), the first row its header; columns of numbers are set to the right. An empty
+// first cell means that the row belongs to the one above. note stands below; NULL = none.
 void report_table(report *r, const char *const *cells, size_t rows, size_t columns,
                   const char *note);
 

@@ -80,6 +80,12 @@ void result_count(result *r, const clnet_model *m) {
     }
 }
 
+bool result_classifies(const char *model) {
+    return strcmp(model, "unet") != 0 && strcmp(model, "resunet") != 0;
+}
+
+bool result_segments(const char *model) { return strchr(model, '+') || !result_classifies(model); }
+
 const char *result_title(char title[RESULT_TITLE], const char *model) {
     static const char *const parts[][2] = {{"resnet50", "ResNet50"},
                                            {"inception_v3", "Inception V3"},

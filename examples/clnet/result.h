@@ -36,6 +36,10 @@ void result_take(result *r, const evaluation *e);
 // Parameters that are trained, and multiply-adds per image.
 void result_count(result *r, const clnet_model *m);
 
+// The tasks of a network, by its name.
+bool result_classifies(const char *model);
+bool result_segments(const char *model);
+
 // "ResNet50 + UNet" for "resnet50+unet": as the paper writes it.
 enum { RESULT_TITLE = 64 };
 const char *result_title(char title[RESULT_TITLE], const char *model);

@@ -51,12 +51,6 @@ static bool is_first(const tables *t, size_t i) {
     return true;
 }
 
-static bool classifies(const char *model) {
-    return strcmp(model, "unet") && strcmp(model, "resunet");
-}
-
-static bool segments(const char *model) { return strchr(model, '+') || !classifies(model); }
-
 static bool has_model(const tables *t, const char *model) {
     for (size_t i = 0; i < t->count; i++) {
         if (t->rows[i].result && !strcmp(t->rows[i].model, model)) {
@@ -148,15 +142,14 @@ static void set_header(tables_cells *c, const char *const *titles, size_t first)
     }
 }
 
-// "81.34", or with several seeds "81.34 ± 0.52"; in percent.
-static void set_summary(tables_cells *c, size_t row, size_t column, tables_summary s,
-                        int decimals) {
+// "81.34", or with several seeds "81.3 ± 0.5"; in percent.
+static void set_summary(tables_cells *c, size_t row, size_t column, tables_summary s) {
     if (s.seeds == 0) {
         set(c, row, column, "n/a");
     } else if (s.seeds == 1) {
-        set(c, row, column, "%.*f", decimals, 100 * s.mean);
+        set(c, row, column, "%.2f", 100 * s.mean);
     } else {
-        set(c, row, column, "%.*f ± %.*f", decimals, 100 * s.mean, decimals, 100 * s.deviation);
+        set(c, row, column, "%.1f ± %.1f", 100 * s.mean, 100 * s.deviation);
     }
 }
 
@@ -164,7 +157,7 @@ static void set_summary(tables_cells *c, size_t row, size_t column, tables_summa
 static void set_metrics(const tables *t, tables_cells *c, size_t row, size_t column,
                         const char *model, int first) {
     for (int m = first; column < c->columns; m++, column++) {
-        set_summary(c, row, column, tables_summarise(t, model, m), m == METRIC_MEAN_AUC ? 3 : 2);
+        set_summary(c, row, column, tables_summarise(t, model, m));
     }
 }
 
@@ -190,7 +183,7 @@ bool tables_classification(const tables *t, tables_cells *c, problem *p) {
         char title[RESULT_TITLE];
         const char *model = t->rows[i].model;
         const struct published *theirs = find_published(model);
-        if (!is_first(t, i) || !classifies(model)) {
+        if (!is_first(t, i) || !result_classifies(model)) {
             continue;
         }
         set(c, row, 0, "%s", result_title(title, model));
@@ -219,7 +212,7 @@ bool tables_segmentation(const tables *t, tables_cells *c, problem *p) {
     for (size_t i = 0; i < t->count; i++) {
         char title[RESULT_TITLE];
         const char *model = t->rows[i].model;
-        if (is_first(t, i) && segments(model)) {
+        if (is_first(t, i) && result_segments(model)) {
             set(c, row, 0, "%s", result_title(title, model));
             set_ours(t, c, row, model, METRIC_JACCARD);
             set_metrics(t, c, row++, 2, model, METRIC_JACCARD);
