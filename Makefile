@@ -28,8 +28,9 @@ LIBS = -lm -lpthread -ldl
 
 PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
-UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_files $(B)/test_metrics \
-        $(B)/test_image $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation $(B)/test_scores \
+UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_files $(B)/test_pth \
+        $(B)/test_metrics $(B)/test_scores $(B)/test_image $(B)/test_dataset $(B)/test_picture \
+        $(B)/test_evaluation \
         $(B)/test_header_static $(B)/test_header_cxx
 
 all: deps $(B)/clnet $(B)/clnet-verify
@@ -97,6 +98,7 @@ $(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o $(B)
 	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o $(B)/kernels.o -o $@ $(LIBS)
 
 $(B)/test_cl: clnet_cl.h
+$(B)/test_files $(B)/test_pth: tests/test_disk.h
 $(B)/test_%: tests/test_%.c tests/test.h $(B)/rooms.a
 	$(CC) $(CFLAGS) $< $(B)/rooms.a -o $@ $(LIBS)
 

@@ -8228,9 +8228,13 @@ static bool clnet__op_global(clnet__pth *p, unsigned with) {
             return clnet__pickle_push(p, with, i);
         }
     }
-    char found[100];
-    const size_t length = p->n - 1 < sizeof found ? p->n : sizeof found;
-    snprintf(found, length, "%.*s", (int)length - 1, name);
+    char found[100] = "";
+    const size_t length = p->n - 1 < sizeof found - 1 ? p->n - 1 : sizeof found - 1;
+    memcpy(found, name, length); // without the last line's end
+    char *line = strchr(found, '\n');
+    if (line != NULL) {
+        *line = ' ';
+    }
     clnet__printable(found, sizeof found, found);
     return clnet__pickle_fail(p, CLNET_ERROR_UNSUPPORTED,
                               "expected a name that a state dict of tensors needs, found \"%s\" "
@@ -8257,13 +8261,15 @@ static bool clnet__pickle_pairs(clnet__pth *p, clnet__cell list) {
         return false;
     }
     for (clnet__walk w = clnet__walk_begin(p, list); clnet__walk_next(p, &w, &pair);) {
-        clnet__cell item[2] = {{CLNET__NOTHING, 0}, {CLNET__NOTHING, 0}};
+        clnet__cell item[3] = {{CLNET__NOTHING, 0}, {CLNET__NOTHING, 0}, {CLNET__NOTHING, 0}};
         if (!clnet__pickle_is(p, pair, CLNET__LIST, "a pair")) {
             return false;
         }
         clnet__walk inside = clnet__walk_begin(p, pair);
-        for (int i = 0; i < 2; i++) {
-            clnet__walk_next(p, &inside, &item[i]);
+        for (int i = 0; i < 3 && clnet__walk_next(p, &inside, &item[i]); i++) {
+        }
+        if (item[1].kind == CLNET__NOTHING || item[2].kind != CLNET__NOTHING) {
+            return clnet__pickle_fail(p, CLNET_ERROR_SYNTAX, "expected pairs of two values");
         }
         if (!clnet__pickle_push(p, item[0].kind, item[0].at) ||
             !clnet__pickle_push(p, item[1].kind, item[1].at) || !clnet__op_one(p, CLNET__DICT)) {
