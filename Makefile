@@ -28,9 +28,9 @@ LIBS = -lm -lpthread -ldl
 
 PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
-UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_files $(B)/test_pth \
-        $(B)/test_metrics $(B)/test_scores $(B)/test_image $(B)/test_dataset $(B)/test_picture \
-        $(B)/test_evaluation \
+UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_pretrained \
+        $(B)/test_files $(B)/test_pth $(B)/test_metrics $(B)/test_scores $(B)/test_image \
+        $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation \
         $(B)/test_header_static $(B)/test_header_cxx
 
 all: deps $(B)/clnet $(B)/clnet-verify

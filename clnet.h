@@ -603,6 +603,21 @@ CLNET_API clnet_result clnet_model_describe(clnet_context *ctx, const char *path
 // told with both shapes. Entries under "optimizer." are left for clnet_checkpoint_load.
 CLNET_API clnet_result clnet_model_load(clnet_model *model, const char *path);
 
+// What clnet_model_load_pretrained did. A batch norm's num_batches_tracked is not counted: a network
+// has one count for all, which stays.
+typedef struct clnet_pretrained {
+    size_t loaded;   // parameters and running statistics that came from the file
+    size_t left_out; // tensors of the file that an encoder does not have
+} clnet_pretrained;
+
+// Reads one encoder, "cls" or "seg", from a file with its names alone, as torchvision's are: "conv1.weight"
+// goes to "cls.conv1.weight". Its heads ("fc", "AuxLogits") are left out, and ARLNet50 keeps its alphas.
+// Anything else that does not fit is refused as clnet_model_load does. torchvision's Inception v3 expects
+// an image scaled to -1..1 (its transform_input) where clnet's is normalised by ImageNet's mean and
+// deviation: its first convolution takes over what lies between. `counts` may be NULL.
+CLNET_API clnet_result clnet_model_load_pretrained(clnet_model *model, const char *encoder,
+                                                   const char *path, clnet_pretrained *counts);
+
 // Writes the weights as safetensors, with the network's name, width, classes, size and fusion.
 CLNET_API clnet_result clnet_model_save(clnet_model *model, const char *path);
 
@@ -728,8 +743,8 @@ CLNET_API clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores,
 //
 // The files of torch.save (.pth, .pt) are read too, and told apart by their first bytes: a state
 // dict, alone or as {"state_dict": ..}, in the zip format or in the older one of pickles in a row.
-// Nothing in them is ever run; >>files: pth in the implementation explains both. Where all names
-// begin with "module." they lose it. Opening a zip file reads all of it once, for its sums.
+// Nothing in them is ever run; >>files: pth in the implementation explains both. Opening a zip file
+// reads all of it once, for its sums. Where all names of a file begin with "module." they lose it.
 //
 // Files are hostile until checked. A file that opens has a header of the limits below; every tensor
 // has a known type, a shape whose size is exactly that of its bytes, and bytes that lie in the
@@ -6236,9 +6251,11 @@ void clnet_resize_bilinear_antialias(float *y, int OH, int OW, const float *x, i
     clnet__image_columns(y, OH, s.half, H, out_row, s.column_weights);
 }
 
+static const double clnet__image_mean[3] = {0.485, 0.456, 0.406}, // of ImageNet, for values in 0..1
+    clnet__image_std[3] = {0.229, 0.224, 0.225};
+
 void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, int H, int W,
                           float *scratch) {
-    static const float mean[3] = {0.485f, 0.456f, 0.406f}, std[3] = {0.229f, 0.224f, 0.225f};
     const clnet__image_parts s = clnet__image_split(scratch, OH, OW, H, W, 3);
     const size_t in_row = (size_t)W * 3, out_row = (size_t)OW * 3;
     for (int h = 0; h < H; h++) {
@@ -6249,7 +6266,7 @@ void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, in
     }
     clnet__image_columns(y, OH, s.half, H, out_row, s.column_weights);
     for (size_t i = 0; i < (size_t)OH * out_row; i++) {
-        y[i] = (y[i] / 255 - mean[i % 3]) / std[i % 3];
+        y[i] = (y[i] / 255 - (float)clnet__image_mean[i % 3]) / (float)clnet__image_std[i % 3];
     }
 }
 
@@ -7503,14 +7520,32 @@ static bool clnet__header_read(clnet_tensor_file *f, const unsigned char start[8
 }
 
 // The format shows in the first bytes.
+// torch.nn.DataParallel puts "module." before all names. They are sorted: the first and the last tell.
+static void clnet__drop_module(clnet_tensor_file *f) {
+    static const char prefix[] = "module.";
+    const size_t length = sizeof prefix - 1;
+    if (f->count == 0 || strncmp(f->text + f->records[0].name, prefix, length) != 0 ||
+        strncmp(f->text + f->records[f->count - 1].name, prefix, length) != 0) {
+        return;
+    }
+    for (size_t i = 0; i < f->count; i++) {
+        f->records[i].name += (uint32_t)length;
+    }
+}
+
 static bool clnet__format_read(clnet_tensor_file *f) {
     unsigned char start[8];
     if (!clnet__file_begin(f, start)) {
         return false;
     }
-    return clnet__is_zip(start) || clnet__is_pickle(start)
-               ? clnet__pth_read(f, clnet__is_zip(start))
-               : clnet__header_read(f, start);
+    if (clnet__is_zip(start) || clnet__is_pickle(start)) {
+        return clnet__pth_read(f, clnet__is_zip(start));
+    }
+    if (!clnet__header_read(f, start)) {
+        return false;
+    }
+    clnet__drop_module(f);
+    return true;
 }
 
 clnet_tensor_file *clnet_tensor_file_open(clnet_context *ctx, const char *path) {
@@ -10924,12 +10959,29 @@ static void clnet__mismatch_add(clnet__mismatch *m, size_t *counter, const char 
     }
 }
 
+static bool clnet__begins(const char *text, const char *with) {
+    return !strncmp(text, with, strlen(with));
+}
+
+// What an encoder has and torchvision's files do not: ARLNet50's alphas, which ResNet-50 lacks.
+static bool clnet__entry_kept(const clnet__entry *e) {
+    const char *last = strrchr(e->name, '.');
+    return e->what == CLNET__ENTRY_WEIGHT && last && !strcmp(last, ".alpha");
+}
+
+// What a file may hold beyond the tensors that are looked for: the optimiser's, or a classifier's heads.
+static bool clnet__left_out(const char *name, bool encoder) {
+    return encoder ? clnet__begins(name, "fc.") || clnet__begins(name, "AuxLogits.")
+                   : clnet__begins(name, "optimizer.");
+}
+
 // Does an entry of the model stand in the file, with its shape and a type that can be read?
-static bool clnet__entry_check(const clnet__entry *e, const clnet_tensor_file *f,
+static bool clnet__entry_check(const clnet__entry *e, const clnet_tensor_file *f, bool encoder,
                                clnet__mismatch *bad) {
     clnet_file_tensor t;
     if (!clnet_tensor_file_find(f, e->name, &t)) {
-        if (e->what != CLNET__ENTRY_BATCHES) { // PyTorch before 0.4.1 did not write it
+        // PyTorch before 0.4.1 did not write num_batches_tracked.
+        if (e->what != CLNET__ENTRY_BATCHES && !(encoder && clnet__entry_kept(e))) {
             clnet__mismatch_add(bad, &bad->missing, "missing", e->name, "");
         }
         return false;
@@ -10959,15 +11011,15 @@ static int clnet__compare_names(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-// Compares all names of the model with all of the file before anything is read.
+// Compares all names of the model, or of one encoder, with all of the file before anything is read.
 static clnet_result clnet__check_names(clnet_model *m, clnet_tensor_file *f, const char *path,
-                                       const clnet__entry *entries, size_t count) {
+                                       const clnet__entry *entries, size_t count, bool encoder) {
     clnet_context *ctx = clnet_graph_context(m->graph);
     const size_t in_file = clnet_tensor_file_count(f);
     clnet__mismatch *bad = clnet__alloc(ctx, sizeof *bad);
     const char **known = clnet__alloc(ctx, (count + 1) * sizeof *known);
     for (size_t i = 0; bad && known && i < count; i++) {
-        clnet__entry_check(&entries[i], f, bad);
+        clnet__entry_check(&entries[i], f, encoder, bad);
         known[i] = entries[i].name;
     }
     if (bad && known) {
@@ -10976,7 +11028,7 @@ static clnet_result clnet__check_names(clnet_model *m, clnet_tensor_file *f, con
     for (size_t i = 0; bad && known && i < in_file; i++) {
         clnet_file_tensor t;
         clnet_tensor_file_at(f, i, &t);
-        if (strncmp(t.name, "optimizer.", 10) &&
+        if (!clnet__left_out(t.name, encoder) &&
             !bsearch(&t.name, known, count, sizeof *known, clnet__compare_names)) {
             clnet__mismatch_add(bad, &bad->unexpected, "unexpected", t.name,
                                 clnet__shape_text(t.rank, t.shape, NULL).text);
@@ -10984,9 +11036,10 @@ static clnet_result clnet__check_names(clnet_model *m, clnet_tensor_file *f, con
     }
     if (bad && bad->missing + bad->unexpected + bad->misshaped) {
         clnet__fail(ctx, CLNET_ERROR_MISMATCH,
-                    "%s: not the weights of %s: %zu missing, %zu unexpected, %zu "
+                    "%s: not the weights of %s%s: %zu missing, %zu unexpected, %zu "
                     "mis-shaped%s",
-                    path, m->name, bad->missing, bad->unexpected, bad->misshaped, bad->names);
+                    path, encoder ? "an encoder of " : "", m->name, bad->missing, bad->unexpected,
+                    bad->misshaped, bad->names);
     }
     clnet__free(ctx, known);
     clnet__free(ctx, bad);
@@ -11061,7 +11114,7 @@ static clnet_result clnet__model_read(clnet_model *m, const char *path, bool opt
         largest = values > largest ? values : largest;
     }
     if (entries && ctx->result == CLNET_OK &&
-        clnet__check_names(m, f, path, entries, count) == CLNET_OK) {
+        clnet__check_names(m, f, path, entries, count, false) == CLNET_OK) {
         clnet_real *values = clnet__alloc(ctx, largest * sizeof *values);
         for (size_t i = 0; values && i < count && ctx->result == CLNET_OK; i++) {
             clnet__entry_read(&entries[i], f, path, values);
@@ -11083,6 +11136,107 @@ clnet_result clnet_model_load(clnet_model *m, const char *path) {
 }
 clnet_result clnet_checkpoint_load(clnet_model *m, const char *path) {
     return clnet__model_read(m, path, true);
+}
+
+// The entries of one encoder, named as in a file of its own; returns how many.
+static size_t clnet__encoder_entries(clnet__entry *entries, size_t count, const char *encoder) {
+    const size_t length = strlen(encoder);
+    const bool known = !strcmp(encoder, "cls") || !strcmp(encoder, "seg");
+    size_t kept = 0;
+    for (size_t i = 0; known && i < count; i++) {
+        if (clnet__begins(entries[i].name, encoder) && entries[i].name[length] == '.') {
+            entries[kept] = entries[i];
+            memmove(entries[kept].name, entries[i].name + length + 1,
+                    strlen(entries[i].name + length));
+            kept++;
+        }
+    }
+    return kept;
+}
+
+// torchvision's Inception v3 sees 2 v - 1 of a value v in 0..1, clnet's x = (v - mean) / std, so that
+// 2 v - 1 = s x + t with s = 2 std, t = 2 mean - 1 in each channel. The first convolution has no
+// padding, so t adds the same number everywhere, sum of w t, which its batch norm takes off the mean:
+// w becomes w s and running_mean becomes running_mean - sum of w t. w (OC,3,KH,KW).
+static clnet_result clnet__fold_input(clnet_tensor *weight, clnet_tensor *running_mean) {
+    clnet_context *ctx = weight->graph->ctx;
+    const size_t OC = (size_t)weight->shape[0], taps = clnet__pixels(weight);
+    clnet_real *w = clnet__alloc(ctx, clnet_tensor_count(weight) * sizeof *w);
+    clnet_real *mean = clnet__alloc(ctx, OC * sizeof *mean);
+    if (w && mean && clnet_tensor_get(weight, w, CLNET_ORDER_TORCH) == CLNET_OK &&
+        clnet_tensor_get(running_mean, mean, CLNET_ORDER_TORCH) == CLNET_OK) {
+        for (size_t oc = 0; oc < OC; oc++) {
+            double shift = 0;
+            for (size_t i = 0; i < 3 * taps; i++) {
+                clnet_real *at = &w[oc * 3 * taps + i];
+                shift += (double)*at * (2 * clnet__image_mean[i / taps] - 1);
+                *at = (clnet_real)((double)*at * 2 * clnet__image_std[i / taps]);
+            }
+            mean[oc] = (clnet_real)((double)mean[oc] - shift);
+        }
+        clnet_tensor_set(weight, w, CLNET_ORDER_TORCH);
+        clnet_tensor_set(running_mean, mean, CLNET_ORDER_TORCH);
+    }
+    clnet__free(ctx, mean);
+    clnet__free(ctx, w);
+    return ctx->result;
+}
+
+// Reads the entries, but for the count of batches, and folds Inception's input.
+static clnet_result clnet__encoder_read(clnet_model *m, clnet_tensor_file *f, const char *path,
+                                        const clnet__entry *entries, size_t count,
+                                        clnet_pretrained *counts) {
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    clnet_tensor *weight = NULL, *mean = NULL;
+    for (size_t i = 0; i < count && ctx->result == CLNET_OK; i++) {
+        const clnet__entry *e = &entries[i];
+        if (e->what != CLNET__ENTRY_WEIGHT) {
+            continue;
+        }
+        clnet_file_tensor t;
+        clnet_real *values = clnet__alloc(ctx, clnet_tensor_count(e->weight) * sizeof *values);
+        if (values && clnet_tensor_file_find(f, e->name, &t)) {
+            clnet__entry_read(e, f, path, values);
+            counts->loaded++;
+        }
+        clnet__free(ctx, values);
+        weight = strcmp(e->name, "Conv2d_1a_3x3.conv.weight") ? weight : e->weight;
+        mean = strcmp(e->name, "Conv2d_1a_3x3.bn.running_mean") ? mean : e->weight;
+    }
+    return weight && mean && ctx->result == CLNET_OK ? clnet__fold_input(weight, mean)
+                                                     : ctx->result;
+}
+
+clnet_result clnet_model_load_pretrained(clnet_model *m, const char *encoder, const char *path,
+                                         clnet_pretrained *counts) {
+    if (!m) {
+        return CLNET_ERROR_ARGUMENT;
+    }
+    clnet_context *ctx = clnet_graph_context(m->graph);
+    clnet_pretrained found = {0};
+    size_t count = 0;
+    clnet__entry *entries =
+        clnet__ready(m->graph) == CLNET_OK ? clnet__entries(m, false, &count) : NULL;
+    count = entries ? clnet__encoder_entries(entries, count, encoder) : 0;
+    if (entries && count == 0) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "model %s: has no encoder \"%.16s\" for %s", m->name,
+                    encoder, path);
+    }
+    clnet_tensor_file *f = count ? clnet_tensor_file_open(ctx, path) : NULL;
+    if (f && clnet__check_names(m, f, path, entries, count, true) == CLNET_OK) {
+        clnet_file_tensor t = {.name = ""};
+        for (size_t i = 0; i < clnet_tensor_file_count(f); i++) {
+            clnet_tensor_file_at(f, i, &t);
+            found.left_out += clnet__left_out(t.name, true);
+        }
+        clnet__encoder_read(m, f, path, entries, count, &found);
+    }
+    clnet_tensor_file_close(f);
+    clnet__free(ctx, entries);
+    if (counts) {
+        *counts = found;
+    }
+    return ctx->result;
 }
 
 // "224,224", two numbers of up to five digits.

@@ -98,6 +98,7 @@ static const struct {
     F(clnet_model_open),
     F(clnet_model_describe),
     F(clnet_model_load),
+    F(clnet_model_load_pretrained),
     F(clnet_model_save),
     F(clnet_scale_width),
     F(clnet_predict),

@@ -20,8 +20,9 @@ typedef struct train {
     option_list alpha, weights;
     uint64_t seed;
     const char *data, *out, *resume;
-    char *stored_data; // the data's path as the checkpoint has it
-    char *stored[16];  // texts of settings that came from the checkpoint
+    const char *pretrained[2]; // files for the encoders, cls and seg
+    char *stored_data;         // the data's path as the checkpoint has it
+    char *stored[16];          // texts of settings that came from the checkpoint
     option *options;
     size_t kept; // the first so many options belong to the training and stand in its checkpoint
     clnet_context *ctx;
@@ -215,6 +216,31 @@ static bool check_last_batch(const train *r, problem *p) {
     return true;
 }
 
+// Encoders that were trained elsewhere, in the place of the initial weights.
+static bool load_pretrained(const train *r, problem *p) {
+    static const char *const encoders[2] = {"cls", "seg"};
+    size_t loaded = 0;
+    for (int i = 0; i < 2; i++) {
+        const char *path = r->pretrained[i];
+        clnet_pretrained counts;
+        if (!path) {
+            continue;
+        }
+        if (clnet_model_load_pretrained(r->model, encoders[i], path, &counts) != CLNET_OK) {
+            return problem_context(p, r->ctx);
+        }
+        fprintf(stderr, "%s: %zu tensors loaded into %s, %zu left out\n", path, counts.loaded,
+                encoders[i], counts.left_out);
+        loaded += counts.loaded;
+    }
+    if (loaded) {
+        const size_t all = (size_t)clnet_graph_weights(r->model->graph);
+        fprintf(stderr, "%s: the other %zu of %zu tensors are initialised\n", r->network.model,
+                all - loaded, all);
+    }
+    return true;
+}
+
 static bool make_model(train *r, problem *p) {
     clnet_recipe recipe;
     if (!make_recipe(r, &recipe, p)) {
@@ -233,6 +259,9 @@ static bool make_model(train *r, problem *p) {
     if (r->resume && (!disk_join(path, r->resume, "last.safetensors", p) ||
                       clnet_checkpoint_load(r->model, path) != CLNET_OK)) {
         return problem_context(p, r->ctx);
+    }
+    if (!load_pretrained(r, p)) {
+        return false;
     }
     if ((r->model->logits &&
          r->training.classes[0] + r->training.classes[1] + r->training.classes[2] == 0) &&
@@ -255,8 +284,10 @@ static bool write_config(const train *r, problem *p) {
         snprintf(text + used, sizeof text - used, "%s = %.200s\n", r->options[i].name + 2, value);
     }
     const size_t used = strlen(text);
-    snprintf(text + used, sizeof text - used, "data = %.1000s\nimages = %zu\n", r->data,
-             r->training.count);
+    snprintf(text + used, sizeof text - used,
+             "pretrained-cls = %.500s\npretrained-seg = %.500s\ndata = %.1000s\nimages = %zu\n",
+             r->pretrained[0] ? r->pretrained[0] : "", r->pretrained[1] ? r->pretrained[1] : "",
+             r->data, r->training.count);
     return disk_join(path, r->out, "config.txt", p) && disk_write(path, text, strlen(text), p);
 }
 
@@ -335,7 +366,8 @@ static bool execute(train *r, problem *p) {
             (double)r->model->plan.total / 1e6, clnet_context_threads(r->ctx),
             clnet_context_isa(r->ctx));
     bool finished = false;
-    if (!write_config(r, p) || !trainer_begin_log(&r->trainer, p) || !run(r, &finished, p)) {
+    if (!(r->resume || write_config(r, p)) || !trainer_begin_log(&r->trainer, p) ||
+        !run(r, &finished, p)) {
         return false;
     }
     if (r->part) {
@@ -393,6 +425,10 @@ static bool parse_and_run(int argc, char **argv, bool usage, train_part *part, p
                "classification, mask focal, Dice (default: 1,1,1)"),
         OPTION(SEED, "--seed", &r.seed, "of weights, order and flips (default: 1)"),
         OPTION(TEXT, "--out", &r.out, "folder for the results (default: clnet-train)"),
+        OPTION(TEXT, "--pretrained-cls", &r.pretrained[0],
+               "torchvision's weights for the classification encoder"),
+        OPTION(TEXT, "--pretrained-seg", &r.pretrained[1],
+               "the same for the segmentation encoder: ResNet-50's for resunet"),
         OPTION(TEXT, "--resume", &r.resume, "goes on with the training in this folder"),
         OPTION_RANGE(INT, "--stop-after", &r.stop_after, 1, 2147483647,
                      "saves and ends after N steps"),
@@ -418,6 +454,10 @@ static bool parse_and_run(int argc, char **argv, bool usage, train_part *part, p
         if (r.resume && out->given && strcmp(r.out, r.resume)) {
             ok = problem_input(p, "--out %s: a training goes on in its own folder, %s", r.out,
                                r.resume);
+        }
+        if (ok && r.resume && (r.pretrained[0] || r.pretrained[1])) {
+            ok = problem_input(p, "--pretrained-%s: the training in %s has its weights already",
+                               r.pretrained[0] ? "cls" : "seg", r.resume);
         }
         r.out = r.resume ? r.resume : r.out;
         ok = ok && execute(&r, p);

@@ -34,6 +34,7 @@ which costs up to 7e-5 on these very cases.)
 
 import math
 import os
+import re
 import sys
 
 import torch
@@ -56,6 +57,12 @@ CASES = {
     "resunet": ("resunet", 1 / 32, "shared", (3, 64, 48), (), 1),
     "resnet50_unet": ("resnet50+unet", 1 / 32, "shared", (3, 64, 48), (2, 4, 5), 138),
     "resnet50_resunet": ("resnet50+resunet", 1 / 32, "shared", (3, 61, 50), (1, 5), 122),
+    "inception_v3": ("inception_v3", 1 / 16, "shared", (8, 75, 75), (3, 5), 0),
+    "arlnet50": ("arlnet50", 1 / 32, "shared", (4, 61, 45), (2, 4, 5), 0),
+    "inception_unet": ("inception_v3+unet", 1 / 32, "shared", (4, 75, 79), (1, 4), 0),
+    "inception_resunet": ("inception_v3+resunet", 1 / 32, "per-task", (4, 77, 75), (), 0),
+    "arlnet50_unet": ("arlnet50+unet", 1 / 32, "shared", (4, 33, 40), (3,), 0),
+    "arlnet50_resunet": ("arlnet50+resunet", 1 / 32, "shared", (4, 37, 34), (), 0),
     "per_task": ("resnet50+unet", 1 / 32, "per-task", (3, 48, 64), (3, 5), 48),
 }
 
@@ -81,17 +88,27 @@ def draw_inputs(generator, n, height, width):
     return image.float(), torch.arange(n) % CLASSES, mask.float()
 
 
+# Where the long branches of Inception's blocks end. They count for little beside the short ones, as the residual
+# branches of a bottleneck do: through 47 layers in a row rounding grows too far.
+BRANCH_END = re.compile(r"(branch5x5_2|branch3x3|branch3x3_2.?|branch3x3dbl_3.?|branch7x7_3|branch7x7dbl_5|branch7x7x3_4)\.bn$")
+BRANCH_SHARE = 0.2
+
+
 def bias_of_norm(name):
     """Mean and spread of a BN's bias. Most ReLU inputs shall be above 0, yet some of each channel below: where a ReLU
     passes everything, the next BN cancels the bias and its gradient is nothing but rounding. The sum that ends a
-    bottleneck gathers the biases of a whole layer; behind the stem a maximum is taken; behind conv_cls of
-    per-task fusion nothing but a mean; behind bn2 no padding. These need lower ones."""
+    bottleneck gathers the biases of a whole layer; behind the stem (in Inception behind Conv2d_2b and 4a) a maximum is
+    taken; behind conv_cls of per-task fusion nothing but a mean; behind bn2 no padding. These need lower ones."""
     if name.endswith(".bn3"):
         return -0.1, 0.1
-    if name in ("cls.bn1", "seg.bn1") or "conv_cls" in name:
+    if name in ("cls.bn1", "seg.bn1") or "conv_cls" in name or "Conv2d_2b" in name or "Conv2d_4a" in name:
         return -0.5, 0.1
+    if BRANCH_END.search(name):
+        return 1.5 * BRANCH_SHARE, 0.3 * BRANCH_SHARE
     if name.endswith(".bn2"):
         return 0.5, 0.3
+    if "Mixed_7" in name:       # of few values per channel all too easily are above 0
+        return 0.9, 0.3
     return 1.5, 0.3
 
 
@@ -104,6 +121,8 @@ def draw_weights(net, generator):
         for name, module in net.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 fill(module.weight, *((0.2, 0.05) if name.endswith(".bn3") else (1.0, 0.1)))
+                if BRANCH_END.search(name):
+                    module.weight *= BRANCH_SHARE
                 fill(module.bias, *bias_of_norm(name))
             elif isinstance(module, nn.Conv2d):
                 # SE's few channels stay above the kink of their ReLU and in the steep part of the sigmoid.
