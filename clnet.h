@@ -462,6 +462,18 @@ CLNET_API clnet_tensor *clnet_attention_residual(clnet_graph *g, clnet_tensor *f
 // in evaluation y = x. 0 <= p < 1. torch.nn.Dropout.
 CLNET_API clnet_tensor *clnet_dropout(clnet_graph *g, clnet_tensor *x, double p);
 
+// y[n,c,h,w] = (x[n,c,h',w'] - mean[c]) / std[c], mirrored as flips[n] tells in training: bit 0 set,
+// w' = W-1-w (left-right); bit 1 set, h' = H-1-h (up-down); negative: neither. In evaluation, or
+// without flips (N, of clnet_input_labels, 0 to 3; NULL), nothing is mirrored. What a batch of images
+// and their masks need before a network sees them.
+enum { CLNET_FLIP_CHANNELS = 4 };
+typedef struct clnet_flip_desc {
+    double mean[CLNET_FLIP_CHANNELS]; // of x with more channels all have to be 0, and so has std
+    double std[CLNET_FLIP_CHANNELS];  // 0 = 1
+} clnet_flip_desc;
+CLNET_API clnet_tensor *clnet_flip(clnet_graph *g, clnet_tensor *x, clnet_tensor *flips,
+                                   const clnet_flip_desc *d);
+
 // Classification focal loss (Lin et al. 2017), from logits (N,K) and labels (N): the mean over the
 // labelled images of -alpha[t] (1 - p_t)^gamma log p_t, p the softmax, t the label; 0 without one.
 enum { CLNET_MAX_CLASSES = 64 };
@@ -560,6 +572,7 @@ typedef struct clnet_model_desc {
     const clnet_recipe *recipe; // NULL = the paper's; for CLNET_TRAIN
     bool keep_all;              // every activation can be read after a run
     bool no_dropout;            // in training too: for comparisons
+    bool raw_image;             // `image` is as clnet_image_to_unit makes it; see clnet_model.flips
     bool plan_only;             // shapes and the memory plan, no memory: for clnet_model_plan
     uint64_t seed;              // of the initial weights and of dropout
 } clnet_model_desc;
@@ -568,8 +581,11 @@ typedef struct clnet_model_desc {
 // have are NULL. Read the fields, do not set them.
 typedef struct clnet_model {
     clnet_graph *graph;
-    clnet_model_desc desc;             // with the defaults filled in
-    clnet_tensor *image;               // (N,3,H,W), normalised as clnet_image_to_input does
+    clnet_model_desc desc; // with the defaults filled in
+    clnet_tensor *image;   // (N,3,H,W), normalised as clnet_image_to_input does
+    clnet_tensor
+        *flips; // (N); raw_image and CLNET_TRAIN only: how the network, in training, mirrors
+                // each image and its mask before it looks at them (clnet_flip)
     clnet_tensor *label;               // (N); CLNET_TRAIN only, as mask and the losses
     clnet_tensor *mask;                // (N,1,H,W)
     clnet_tensor *logits;              // (N,classes)
@@ -682,6 +698,12 @@ CLNET_API void clnet_resize_bilinear(float *y, int OH, int OW, const float *x, i
 // clnet_resize_bilinear_antialias in float (never rounded back to bytes), divided by 255, minus the
 // mean (0.485, 0.456, 0.406), over the standard deviation (0.229, 0.224, 0.225) of ImageNet.
 // scratch: clnet_resize_scratch(OH, OW, H, W, 3) floats.
+//
+// clnet_image_to_unit leaves out the normalisation, which clnet_image_normalise does: for networks
+// that normalise by themselves (clnet_model_desc.raw_image), and to keep images on disk.
+CLNET_API void clnet_image_to_unit(float *y, int OH, int OW, const unsigned char *rgb, int H, int W,
+                                   float *scratch);
+CLNET_API void clnet_image_normalise(float *y, size_t pixels);
 CLNET_API void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, int H,
                                     int W, float *scratch);
 
@@ -1046,6 +1068,11 @@ CLNET_API void clnet_ref_attention_residual_backward(clnet_real *df, clnet_real 
 CLNET_API void clnet_ref_dropout(clnet_real *y, const clnet_real *x, bool add, double p,
                                  uint64_t seed, uint64_t stream, const clnet_sizes *s);
 
+// flips (N), or NULL: nothing is mirrored. Backward is the same of dy with `add` and the means 0. The
+// desc is complete: std is not 0. NULL: 0 and 1.
+CLNET_API void clnet_ref_flip(clnet_real *y, const clnet_real *x, bool add, const int32_t *flips,
+                              const clnet_flip_desc *d, const clnet_sizes *s);
+
 // Losses return the scalar. `scale` is the upstream gradient.
 CLNET_API double clnet_ref_focal_loss_forward(const clnet_real *logits, const int32_t *label, int N,
                                               int K, const clnet_focal_loss_desc *d);
@@ -1095,6 +1122,7 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
     X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS, CLNET_READS(0) | CLNET_READS(1))        \
     X(ATTENTION_RESIDUAL, attention_residual, WHOLE, CLNET_READS(0) | CLNET_READS(1))              \
     X(DROPOUT, dropout, WHOLE, 0)                                                                  \
+    X(FLIP, flip, IMAGES, CLNET_READS(1))                                                          \
     X(FOCAL_LOSS, focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                              \
     X(MASK_FOCAL_LOSS, mask_focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                    \
     X(DICE_LOSS, dice_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                \
@@ -1168,6 +1196,7 @@ struct clnet_node {
         clnet_batch_norm_desc batch_norm;
         clnet_pool2d_desc pool2d;
         clnet_focal_loss_desc focal_loss;
+        clnet_flip_desc flip;
         double value; // p, gamma, smooth
         double weight[CLNET_MAX_INPUTS];
         int axis;
@@ -4298,6 +4327,96 @@ clnet_tensor *clnet_dropout(clnet_graph *g, clnet_tensor *x, double p) {
     return y;
 }
 
+// >>flip
+// y[n,h,w] = (x[n,h',w'] - mean) / std, see the builder. Mirroring twice gives the same again, so
+// backward is dx[n,h,w] += dy[n,h',w'] / std.
+
+// Whether the numbers of a desc are 0 and 1, so that nothing is to be computed.
+static bool clnet__flip_plain(const clnet_flip_desc *d) {
+    bool plain = true;
+    for (int c = 0; c < CLNET_FLIP_CHANNELS; c++) {
+        plain = plain && d->mean[c] == 0 && d->std[c] == 1;
+    }
+    return plain;
+}
+
+void clnet_ref_flip(clnet_real *y, const clnet_real *x, bool add, const int32_t *flips,
+                    const clnet_flip_desc *d, const clnet_sizes *s) {
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
+                 ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    const bool plain = !d || clnet__flip_plain(d);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        const int w = (int)(p % (size_t)s->W), row = (int)(p / (size_t)s->W);
+        const int n = row / s->H, h = row % s->H, flip = flips && flips[n] > 0 ? flips[n] : 0;
+        const size_t from = (size_t)(n * s->H + (flip & 2 ? s->H - 1 - h : h)) * (size_t)s->W +
+                            (size_t)(flip & 1 ? s->W - 1 - w : w);
+        for (int c = 0; c < s->C; c++) {
+            const clnet_real v = (x + from * xs)[c];
+            const clnet_real u = plain ? v : (v - (clnet_real)d->mean[c]) / (clnet_real)d->std[c];
+            (y + p * ys)[c] = add ? (y + p * ys)[c] + u : u;
+        }
+    }
+}
+
+static const int32_t *clnet__flips(const clnet_graph *g, const clnet_node *node, int n0) {
+    return node->in[1] && clnet__training(g) ? clnet__integers(node->in[1]) + n0 : NULL;
+}
+
+static void clnet__flip_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet_ref_flip(clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
+                   clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), false,
+                   clnet__flips(g, node, p->n0), &node->desc.flip, &s);
+}
+
+// The desc without its means.
+static clnet_flip_desc clnet__flip_slope(const clnet_node *node) {
+    clnet_flip_desc d = node->desc.flip;
+    memset(d.mean, 0, sizeof d.mean);
+    return d;
+}
+
+static void clnet__flip_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    const clnet_flip_desc d = clnet__flip_slope(node);
+    clnet_sizes s = clnet__sizes(node, p);
+    s.x_stride = node->out->stride;
+    s.y_stride = node->in[0]->stride;
+    clnet_ref_flip(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+                   clnet__grad(node->out) + clnet__at(node->out, p->n0, p->c0), true,
+                   clnet__flips(g, node, p->n0), &d, &s);
+}
+
+clnet_tensor *clnet_flip(clnet_graph *g, clnet_tensor *x, clnet_tensor *flips,
+                         const clnet_flip_desc *d) {
+    clnet_flip_desc full = d ? *d : (clnet_flip_desc){{0}, {0}};
+    bool finite = true;
+    for (int c = 0; c < CLNET_FLIP_CHANNELS; c++) {
+        full.std[c] = clnet__or_double(full.std[c], 1);
+        finite = finite && isfinite(full.mean[c]) && isfinite(full.std[c]);
+    }
+    clnet_tensor *in[2] = {x, flips};
+    if (!clnet__valid(in, flips ? 2 : 1)) {
+        return NULL;
+    }
+    if (flips && (!flips->integer || flips->shape[0] != x->shape[0])) {
+        return clnet__refuse(x, "flip: needs %d whole numbers, one for each image", x->shape[0]);
+    }
+    if (!finite || (x->shape[1] > CLNET_FLIP_CHANNELS && !clnet__flip_plain(&full))) {
+        return clnet__refuse(
+            x, "flip: mean and std have to be finite, of at most %d channels; x has %d",
+            CLNET_FLIP_CHANNELS, x->shape[1]);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_FLIP, in, 2);
+    if (!node) {
+        return NULL;
+    }
+    if (flips) {
+        flips->classes = 4;
+    }
+    node->desc.flip = full;
+    return clnet__output(node, x->shape[0], x->shape[1], x->shape[2], x->shape[3]);
+}
+
 // >>focal_loss
 // L = 1/M sum over labelled n of -a[t] q^gamma lp, with lp = log p_t, q = 1 - p_t, p = softmax(z),
 // M their number. lp = (z_t - max) - log1p(rest), rest = the exponentials but the maximum's.
@@ -6125,6 +6244,9 @@ double clnet_poly_lr(double lr0, uint64_t step, uint64_t total_steps, double pow
 // once, y[oh][ow] = sum over i of wh[oh][i] * (sum over j of ww[ow][j] * x[i][j]).
 // As in PyTorch (aten/src/ATen/native/cpu/UpSampleKernel.cpp), coordinates and weights are float.
 
+// ImageNet's mean and standard deviation, of values from 0 to 1.
+static const clnet_flip_desc clnet__imagenet = {{0.485, 0.456, 0.406}, {0.229, 0.224, 0.225}};
+
 // Input pixels that one output pixel can reach.
 static size_t clnet__image_taps(int out, int in) {
     const double scale = (double)in / (double)out;
@@ -6251,11 +6373,8 @@ void clnet_resize_bilinear_antialias(float *y, int OH, int OW, const float *x, i
     clnet__image_columns(y, OH, s.half, H, out_row, s.column_weights);
 }
 
-static const double clnet__image_mean[3] = {0.485, 0.456, 0.406}, // of ImageNet, for values in 0..1
-    clnet__image_std[3] = {0.229, 0.224, 0.225};
-
-void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, int H, int W,
-                          float *scratch) {
+void clnet_image_to_unit(float *y, int OH, int OW, const unsigned char *rgb, int H, int W,
+                         float *scratch) {
     const clnet__image_parts s = clnet__image_split(scratch, OH, OW, H, W, 3);
     const size_t in_row = (size_t)W * 3, out_row = (size_t)OW * 3;
     for (int h = 0; h < H; h++) {
@@ -6266,8 +6385,20 @@ void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, in
     }
     clnet__image_columns(y, OH, s.half, H, out_row, s.column_weights);
     for (size_t i = 0; i < (size_t)OH * out_row; i++) {
-        y[i] = (y[i] / 255 - (float)clnet__image_mean[i % 3]) / (float)clnet__image_std[i % 3];
+        y[i] /= 255;
     }
+}
+
+void clnet_image_normalise(float *y, size_t pixels) {
+    for (size_t i = 0; i < 3 * pixels; i++) {
+        y[i] = (y[i] - (float)clnet__imagenet.mean[i % 3]) / (float)clnet__imagenet.std[i % 3];
+    }
+}
+
+void clnet_image_to_input(float *y, int OH, int OW, const unsigned char *rgb, int H, int W,
+                          float *scratch) {
+    clnet_image_to_unit(y, OH, OW, rgb, H, W, scratch);
+    clnet_image_normalise(y, (size_t)OH * (size_t)OW);
 }
 
 // The two input pixels beside output pixel o, and the weight of the second:
@@ -10422,15 +10553,26 @@ static bool clnet__parse_name(const char *name, const clnet__encoder **cls,
     return *cls || *seg;
 }
 
+// The image as the encoders see it: mirrored and normalised here if it is not normalised already.
+static clnet_tensor *clnet__seen_image(clnet_model *m) {
+    if (!m->desc.raw_image) {
+        return m->image;
+    }
+    if (m->desc.purpose == CLNET_TRAIN) {
+        m->flips = clnet_input_labels(m->graph, "flips", m->desc.batch);
+    }
+    return clnet_flip(m->graph, m->image, m->flips, &clnet__imagenet);
+}
+
 static void clnet__build_network(clnet_model *m, const clnet__encoder *cls,
                                  const clnet__encoder *seg) {
     const clnet__net net = {m->graph, m->desc.width, m->desc.fusion == CLNET_FUSION_PER_TASK};
-    clnet_tensor *ec[5] = {NULL}, *es[5] = {NULL}, *for_seg[5];
+    clnet_tensor *ec[5] = {NULL}, *es[5] = {NULL}, *for_seg[5], *image = clnet__seen_image(m);
     if (cls) {
-        cls->append(&net, m->image, "cls.", ec);
+        cls->append(&net, image, "cls.", ec);
     }
     if (seg) {
-        seg->append(&net, m->image, "seg.", es);
+        seg->append(&net, image, "seg.", es);
     }
     for (int i = 0; i < 5; i++) {
         m->stage[i] = cls ? ec[i] : es[i];
@@ -10476,10 +10618,11 @@ static void clnet__build_losses(clnet_model *m) {
     }
     if (m->mask_logits) {
         m->mask = clnet_input(m->graph, "mask", m->desc.batch, 1, size[0], size[1]);
-        m->loss_focal = clnet_mask_focal_loss(m->graph, m->mask_logits, m->mask, r->focal_gamma);
+        clnet_tensor *mask = m->flips ? clnet_flip(m->graph, m->mask, m->flips, NULL) : m->mask;
+        m->loss_focal = clnet_mask_focal_loss(m->graph, m->mask_logits, mask, r->focal_gamma);
         losses[count] = clnet_tensor_rename(m->loss_focal, "loss.focal");
         weights[count++] = r->loss_weights[1];
-        m->loss_dice = clnet_dice_loss(m->graph, m->mask_logits, m->mask, 1);
+        m->loss_dice = clnet_dice_loss(m->graph, m->mask_logits, mask, 1);
         losses[count] = clnet_tensor_rename(m->loss_dice, "loss.dice");
         weights[count++] = r->loss_weights[2];
     }
@@ -11169,8 +11312,8 @@ static clnet_result clnet__fold_input(clnet_tensor *weight, clnet_tensor *runnin
             double shift = 0;
             for (size_t i = 0; i < 3 * taps; i++) {
                 clnet_real *at = &w[oc * 3 * taps + i];
-                shift += (double)*at * (2 * clnet__image_mean[i / taps] - 1);
-                *at = (clnet_real)((double)*at * 2 * clnet__image_std[i / taps]);
+                shift += (double)*at * (2 * clnet__imagenet.mean[i / taps] - 1);
+                *at = (clnet_real)((double)*at * 2 * clnet__imagenet.std[i / taps]);
             }
             mean[oc] = (clnet_real)((double)mean[oc] - shift);
         }

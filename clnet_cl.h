@@ -486,6 +486,7 @@ static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d) {
     X(upsample_bilinear_forward) X(upsample_bilinear_backward)                                     \
     X(copy) X(add_forward) X(scale_channels) X(attention_sums) X(attention_statistics)             \
     X(attention_residual_forward) X(attention_dots) X(attention_residual_backward) X(dropout)      \
+    X(flip)                                                                                        \
     X(focal_loss_forward) X(focal_loss_backward) X(mask_sums)                                      \
     X(mask_focal_loss_forward) X(mask_focal_loss_backward)                                         \
     X(dice_of_images) X(dice_loss_forward) X(dice_loss_backward)                                   \
@@ -1943,6 +1944,42 @@ static clnet_result clnet__cl_dropout_backward(clnet_graph *g, clnet_node *node)
     const clnet_tensor *x = node->in[0], *y = node->out;
     return clnet__cl_dropout(g, node, clnet__cl_grad(x), clnet__cl_grad(y), true, y->stride,
                              x->stride);
+}
+
+// >>flip
+
+typedef struct clnet__cl_flip_desc { // flip_desc of kernels.cl
+    float mean[CLNET_FLIP_CHANNELS], std[CLNET_FLIP_CHANNELS];
+    int32_t plain;
+} clnet__cl_flip_desc;
+
+static clnet_result clnet__cl_flip(clnet_graph *g, const clnet_node *node, clnet__cl_place y,
+                                   clnet__cl_place x, bool backward, size_t x_stride,
+                                   size_t y_stride) {
+    const clnet_tensor *shape = node->in[0];
+    const clnet_flip_desc d = backward ? clnet__flip_slope(node) : node->desc.flip;
+    clnet__cl_flip_desc desc = {.plain = clnet__flip_plain(&d)};
+    for (int c = 0; c < CLNET_FLIP_CHANNELS; c++) {
+        desc.mean[c] = (float)d.mean[c];
+        desc.std[c] = (float)d.std[c];
+    }
+    return CLNET__CL_RUN(g->ctx, flip, clnet__cl_elements(clnet__cl_of(g->ctx), shape), AT(y),
+                         AT(x), AT(clnet__cl_value(g->training ? node->in[1] : NULL)),
+                         STRUCT(desc), INT(backward), INT(clnet__cl_channels(shape)),
+                         INT((size_t)shape->shape[2]), INT((size_t)shape->shape[3]),
+                         INT(clnet__cl_all_pixels(shape)), INT(x_stride), INT(y_stride));
+}
+
+static clnet_result clnet__cl_flip_forward(clnet_graph *g, clnet_node *node) {
+    const clnet_tensor *x = node->in[0], *y = node->out;
+    return clnet__cl_flip(g, node, clnet__cl_value(y), clnet__cl_value(x), false, x->stride,
+                          y->stride);
+}
+
+static clnet_result clnet__cl_flip_backward(clnet_graph *g, clnet_node *node) {
+    const clnet_tensor *x = node->in[0], *y = node->out;
+    return clnet__cl_flip(g, node, clnet__cl_grad(x), clnet__cl_grad(y), true, y->stride,
+                          x->stride);
 }
 
 // >>focal_loss

@@ -1301,6 +1301,32 @@ kernel void dropout(PLACE(y), PLACE(x), const int add, const float scale, const 
     }
 }
 
+// >>flip
+
+typedef struct flip_desc {
+    float mean[4], std[4];
+    int plain; // the means are 0 and the others 1: also where there are more channels
+} flip_desc;
+
+// y = (x - mean) / std of the pixel that is mirrored to this one, or added to y. Grid: elements.
+kernel void flip(PLACE(y), PLACE(x), PLACE_I(flips), const flip_desc d, const int add, const int C,
+                 const int H, const int W, const int pixels, const int x_stride,
+                 const int y_stride) {
+    OPEN(y);
+    OPEN(x);
+    const int c = get_global_id(0), p = get_global_id(1);
+    if (c >= C || p >= pixels) {
+        return;
+    }
+    const pixel to = pixel_of(p, pixels, H, W);
+    const int code = THERE(flips) ? max(flips_slab[flips_at + to.image], 0) : 0;
+    const int h = code & 2 ? H - 1 - to.h : to.h, w = code & 1 ? W - 1 - to.w : to.w;
+    const float v = x[(((ulong)to.image * H + h) * W + w) * x_stride + c];
+    const float u = d.plain ? v : (v - d.mean[c]) / d.std[c];
+    const ulong at = (ulong)p * y_stride + c;
+    y[at] = add ? y[at] + u : u;
+}
+
 // >>focal_loss
 // Few numbers: one work-item takes an image after the other. Logits are (N,K), dense.
 

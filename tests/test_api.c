@@ -211,6 +211,8 @@ static void test_refused_operations(void) {
     REFUSED("dropout", clnet_dropout(g, x, 1));
     REFUSED("dropout", clnet_dropout(g, x, -0.1));
     REFUSED("dropout", clnet_dropout(g, x, NAN));
+    REFUSED("flip", clnet_flip(g, x, x, NULL));
+    REFUSED("flip", clnet_flip(g, x, NULL, &(clnet_flip_desc){.mean = {NAN}}));
     REFUSED("batch", clnet_input(g, "y", 3, 1, 1, 1));
     REFUSED("", clnet_input(g, "y", 2, 0, 1, 1));
     REFUSED("", clnet_input(g, "y", 2, -1, 1, 1));

@@ -23,9 +23,9 @@ typedef struct verify_case {
     int size[2];                                               // upsample_bilinear
     int axis;                                                  // softmax
     int more[3];     // concat: channels of the other inputs
-    double value;    // gamma, p, smooth, momentum
+    double value;    // gamma, p, smooth, momentum, step from mean to mean of flip
     double eps;      // batch_norm
-    double alpha[4]; // focal_loss
+    double alpha[4]; // focal_loss; std of flip
     bool no_bias, exclude_pad, align_corners, evaluation, unlabelled;
 } verify_case;
 
@@ -161,6 +161,14 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_DROPOUT, "none", S(2, 3, 4, 5), .value = 0},
     {CLNET_OP_DROPOUT, "evaluation", S(2, 3, 4, 5), .value = 0.5, .evaluation = true},
 
+    {CLNET_OP_FLIP, "image", S(5, 3, 4, 7), .value = 0.5, .alpha = {0.5, 0.25, 2}},
+    {CLNET_OP_FLIP, "mask", S(6, 1, 5, 6)},
+    {CLNET_OP_FLIP, "many channels", S(3, 19, 3, 4)},
+    {CLNET_OP_FLIP, "one pixel", S(4, 2, 1, 1), .value = 0.25},
+    {CLNET_OP_FLIP, "thirds", S(4, 4, 3, 5), .value = 0.75, .alpha = {3, 5, 7, 11}},
+    {CLNET_OP_FLIP, "no flips", S(2, 3, 4, 5), .value = 0.5, .unlabelled = true},
+    {CLNET_OP_FLIP, "evaluation", S(3, 3, 4, 5), .alpha = {2, 2, 2}, .evaluation = true},
+
     {CLNET_OP_FOCAL_LOSS, "gamma 2", S(5, 3, 1, 1), .value = 2},
     {CLNET_OP_FOCAL_LOSS, "gamma 0", S(4, 7, 1, 1), .value = 0},
     {CLNET_OP_FOCAL_LOSS, "gamma 1/2", S(4, 2, 1, 1), .value = 0.5},
@@ -197,7 +205,7 @@ typedef struct verify_problem {
     const verify_case *c;
     size_t count[VERIFY_LEAVES]; // 0: the case has no such leaf
     double *leaf[VERIFY_LEAVES];
-    size_t targets; // labels, masks or (dropout) which values are kept
+    size_t targets; // labels, flips, masks or (dropout) which values are kept
     double *target;
     int y_shape[4];
     size_t y_count;
@@ -303,7 +311,7 @@ static verify_problem verify_problem_new(const verify_case *c) {
         for (int i = VERIFY_WEIGHT; i < VERIFY_LEAVES; i++) {
             p.count[i] = channels;
         }
-    } else if (c->op == CLNET_OP_FOCAL_LOSS) {
+    } else if (c->op == CLNET_OP_FOCAL_LOSS || c->op == CLNET_OP_FLIP) {
         p.targets = images;
     } else if (verify_is_loss(c) || c->op == CLNET_OP_DROPOUT) {
         p.targets = p.count[0];
@@ -369,7 +377,9 @@ static void verify_fill_leaf(verify_problem *p, int leaf, verify_family family, 
 static void verify_fill_targets(verify_problem *p, uint64_t *state) {
     const verify_case *c = p->c;
     for (size_t i = 0; i < p->targets; i++) {
-        if (c->op == CLNET_OP_FOCAL_LOSS) {
+        if (c->op == CLNET_OP_FLIP) {
+            p->target[i] = (double)(i % 5) - 1; // every code, and what is none
+        } else if (c->op == CLNET_OP_FOCAL_LOSS) {
             const bool none = c->unlabelled && (i == 0 || i % 3 == 2);
             p->target[i] = none ? -1 : verify_whole(state, 0, c->x[1] - 1);
         } else {
@@ -419,6 +429,8 @@ static inline bool verify_exact(const verify_case *c) {
         return verify_dyadic(c);
     case CLNET_OP_DROPOUT:
         return c->evaluation || c->value == 0 || c->value == 0.5;
+    case CLNET_OP_FLIP:
+        return c->alpha[0] != 3;
     case CLNET_OP_SIGMOID:
     case CLNET_OP_SOFTMAX:
     case CLNET_OP_ATTENTION_RESIDUAL:

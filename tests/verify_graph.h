@@ -26,7 +26,7 @@ static void verify_graph_inputs(verify_graph *v) {
         v->leaf[1] = clnet_input(v->g, "x1", N, C, H, W);
     } else if (c->op == CLNET_OP_SCALE_CHANNELS) {
         v->leaf[1] = clnet_input(v->g, "x1", N, C, 1, 1);
-    } else if (c->op == CLNET_OP_FOCAL_LOSS) {
+    } else if (c->op == CLNET_OP_FOCAL_LOSS || (c->op == CLNET_OP_FLIP && !c->unlabelled)) {
         v->target = clnet_input_labels(v->g, "label", N);
     } else if (verify_is_loss(c)) {
         v->target = clnet_input(v->g, "mask", N, 1, H, W);
@@ -60,6 +60,15 @@ static clnet_tensor *verify_graph_focal(verify_graph *v) {
     clnet_focal_loss_desc d = {.gamma = v->c->value};
     memcpy(d.alpha, v->c->alpha, sizeof v->c->alpha);
     return clnet_focal_loss(v->g, v->leaf[0], v->target, &d);
+}
+
+static clnet_tensor *verify_graph_flip(verify_graph *v) {
+    clnet_flip_desc d = {{0}, {0}};
+    for (int c = 0; c < 4; c++) {
+        d.mean[c] = v->c->value * c;
+        d.std[c] = v->c->alpha[c];
+    }
+    return clnet_flip(v->g, v->leaf[0], v->target, &d);
 }
 
 static clnet_tensor *verify_graph_sum(verify_graph *v) {
@@ -113,6 +122,8 @@ static clnet_tensor *verify_graph_op(verify_graph *v) {
                                         &(clnet_attention_residual_desc){.name = "op"});
     case CLNET_OP_DROPOUT:
         return clnet_dropout(g, x, c->value);
+    case CLNET_OP_FLIP:
+        return verify_graph_flip(v);
     case CLNET_OP_FOCAL_LOSS:
         return verify_graph_focal(v);
     case CLNET_OP_MASK_FOCAL_LOSS:
@@ -179,7 +190,7 @@ static void verify_graph_load(verify_graph *v, const verify_problem *p) {
             verify_graph_set(v, v->leaf[i], p->leaf[i], false);
         }
     }
-    if (v->target && v->c->op == CLNET_OP_FOCAL_LOSS) {
+    if (v->target && (v->c->op == CLNET_OP_FOCAL_LOSS || v->c->op == CLNET_OP_FLIP)) {
         int32_t *labels = malloc(p->targets * sizeof *labels);
         for (size_t i = 0; labels && i < p->targets; i++) {
             labels[i] = (int32_t)p->target[i];

@@ -481,6 +481,30 @@ static void naive_dropout(const verify_problem *p, naive_result *r) {
     }
 }
 
+// (x - mean) / std has two roundings, each of at most one unit of this size; OpenCL's division may be
+// off by 2 1/2 ulp, 5 of them.
+static void naive_flip(const verify_problem *p, naive_result *r) {
+    const verify_case *c = p->c;
+    const int H = c->x[2], W = c->x[3];
+    for (int n = 0; n < c->x[0]; n++) {
+        const int code = c->evaluation || c->unlabelled ? 0 : (int)p->target[n];
+        for (int k = 0; k < c->x[1]; k++) {
+            const double std = k < 4 && c->alpha[k] != 0 ? c->alpha[k] : 1;
+            const double mean = k < 4 ? c->value * k : 0;
+            for (int i = 0; i < H * W; i++) {
+                const int h = i / W, w = i % W;
+                const size_t to = naive_at(c->x, n, k, h, w);
+                const size_t from = naive_at(c->x, n, k, code == 2 || code == 3 ? H - 1 - h : h,
+                                             code == 1 || code == 3 ? W - 1 - w : w);
+                const double x = p->leaf[0][from], dy = p->dy[to];
+                naive_set(&r->y, to, (x - mean) / std,
+                          NAIVE_U * (fabs(x) + fabs(mean)) / std + NAIVE_TINY);
+                naive_set(&r->grad[0], from, dy / std, NAIVE_U * fabs(dy) / std + NAIVE_TINY);
+            }
+        }
+    }
+}
+
 // Losses: rounding of x - max, or of a logit, is a relative error of what is made of it, hence the
 // distances in the sizes.
 
@@ -632,6 +656,9 @@ static void naive_operation(const verify_problem *p, naive_result *r) {
     case CLNET_OP_DROPOUT:
         naive_dropout(p, r);
         break;
+    case CLNET_OP_FLIP:
+        naive_flip(p, r);
+        break;
     case CLNET_OP_FOCAL_LOSS:
         naive_focal_loss(p, r);
         break;
@@ -693,6 +720,7 @@ static const verify_limit verify_limits[] = {
     {CLNET_OP_SCALE_CHANNELS, 1, 8, 0, 2, 16, 0},
     {CLNET_OP_ATTENTION_RESIDUAL, 1, 1, 1, 2, 2, 2},
     {CLNET_OP_DROPOUT, 2, 2, 0, 4, 4, 0},
+    {CLNET_OP_FLIP, 3, 3, 0, 3, 3, 0},
     {CLNET_OP_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
     {CLNET_OP_MASK_FOCAL_LOSS, 16, 32, 0, 64, 128, 0},
     {CLNET_OP_DICE_LOSS, 8, 16, 0, 32, 32, 0},

@@ -202,6 +202,13 @@ static void view_dropout(view_test *t) {
     clnet_ref_dropout(view_of(t, &t->dx), view_of(t, &t->dy), true, 0.5, 1, 2, &back);
 }
 
+static void view_flip(view_test *t) {
+    static const int32_t flips[VIEW_N] = {3};
+    const clnet_sizes s = view_sizes(t), back = {VIEW_N, VIEW_C, VIEW_H, VIEW_W, t->ys, t->xs};
+    clnet_ref_flip(view_of(t, &t->y), view_of(t, &t->x), false, flips, NULL, &s);
+    clnet_ref_flip(view_of(t, &t->dx), view_of(t, &t->dy), true, flips, NULL, &back);
+}
+
 static void verify_view(const char *name, view_run *run, int out_channels) {
     view_test *t = calloc(1, sizeof *t);
     if (!t) {
@@ -246,6 +253,7 @@ static void verify_views(void) {
     verify_view("scale_channels", view_scale_channels, VIEW_C);
     verify_view("attention_residual", view_attention_residual, VIEW_C);
     verify_view("dropout", view_dropout, VIEW_C);
+    verify_view("flip", view_flip, VIEW_C);
 }
 
 #endif

@@ -17,7 +17,7 @@
 #include <omp.h>
 #endif
 
-enum { VERSION = 1 }; // of the file; also raise it when the pixels are computed otherwise
+enum { VERSION = 2 }; // of the file; also raise it when the pixels are computed otherwise
 
 typedef struct header {
     char magic[8]; // "clnetpix"
@@ -227,8 +227,8 @@ static bool make_record(worker *w, const cache *c, const dataset_item *item, pro
     }
     bool ok = reserve(w, c, item->image, &rgb, p);
     if (ok) {
-        clnet_image_to_input((float *)(void *)w->record, c->height, c->width, rgb.bytes, rgb.height,
-                             rgb.width, w->scratch);
+        clnet_image_to_unit((float *)(void *)w->record, c->height, c->width, rgb.bytes, rgb.height,
+                            rgb.width, w->scratch);
         ok = load_mask(w, c, item, &rgb, w->record + image_bytes, p);
     }
     image_free(&rgb);

@@ -3,7 +3,7 @@
 // in parallel, and read record by record: it need not fit into memory.
 //
 // File, all in the machine's byte order: a header (struct in cache.c), then per item
-//     float image[H][W][3]     the network's input, as clnet_image_to_input makes it
+//     float image[H][W][3]     0 to 1, as clnet_image_to_unit makes it
 //     unsigned char mask[H][W] 1 = lesion: truth/255, resized with antialiasing, >= 0.5; 0 without
 // one
 //     uint64 checksum          of these bytes
@@ -41,7 +41,7 @@ typedef struct cache {
 // closed.
 bool cache_open(cache *out, const dataset *data, const cache_desc *desc, problem *p);
 
-// Reads one record: pixels (H,W,3), mask (H,W) of 0 and 1; either may be NULL. Fails when the
+// Reads one record: pixels (H,W,3), not normalised, mask (H,W) of 0 and 1; either may be NULL. Fails when the
 // record's checksum is wrong. May be called from several threads.
 bool cache_read(const cache *c, size_t index, float *pixels, unsigned char *mask, problem *p);
 

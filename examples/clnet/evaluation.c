@@ -54,7 +54,14 @@ static bool measuring_create(measuring *m, problem *p) {
 
 static bool read_image(void *user, size_t n, problem *p) {
     measuring *m = user;
-    return cache_read(m->images, m->first + n, m->input + 3 * n * m->pixels, NULL, p);
+    float *pixels = m->input + 3 * n * m->pixels;
+    if (!cache_read(m->images, m->first + n, pixels, NULL, p)) {
+        return false;
+    }
+    if (!m->model->desc.raw_image) {
+        clnet_image_normalise(pixels, m->pixels);
+    }
+    return true;
 }
 
 // The network's output for the batch. A value that is not finite is refused: in a mask it would

@@ -32,7 +32,7 @@ typedef struct batch {
     size_t images;         // in the batch
     float *pixels, *masks; // (images,H,W,3), (images,H,W)
     unsigned char *mask_bytes;
-    int32_t *labels;
+    int32_t *labels, *flips;
     const trainer *trainer; // what it is a batch of
 } batch;
 
@@ -42,6 +42,7 @@ static void batch_free(batch *b) {
     free(b->masks);
     free(b->mask_bytes);
     free(b->labels);
+    free(b->flips);
 }
 
 static bool batch_create(const trainer *t, batch *b, problem *p) {
@@ -53,35 +54,12 @@ static bool batch_create(const trainer *t, batch *b, problem *p) {
     b->masks = malloc(pixels * sizeof *b->masks);
     b->mask_bytes = malloc(pixels);
     b->labels = malloc(images * sizeof *b->labels);
+    b->flips = malloc(images * sizeof *b->flips);
     b->trainer = t;
-    if (b->order && b->pixels && b->masks && b->mask_bytes && b->labels) {
+    if (b->order && b->pixels && b->masks && b->mask_bytes && b->labels && b->flips) {
         return true;
     }
     return problem_run(p, "out of memory: a batch of %zu images", images);
-}
-
-// Mirrors rows of `channels` numbers per pixel left-right, and the rows themselves up-down.
-static void flip(float *x, int height, int width, int channels, bool left_right, bool up_down) {
-    const size_t row = (size_t)width * (size_t)channels;
-    for (int h = 0; left_right && h < height; h++) {
-        for (int a = 0, b = width - 1; a < b; a++, b--) {
-            for (int c = 0; c < channels; c++) {
-                float *u = x + (size_t)h * row + (size_t)(a * channels + c);
-                float *v = x + (size_t)h * row + (size_t)(b * channels + c);
-                const float kept = *u;
-                *u = *v;
-                *v = kept;
-            }
-        }
-    }
-    for (int a = 0, b = height - 1; up_down && a < b; a++, b--) {
-        for (size_t i = 0; i < row; i++) {
-            float *u = x + (size_t)a * row + i, *v = x + (size_t)b * row + i;
-            const float kept = *u;
-            *u = *v;
-            *v = kept;
-        }
-    }
 }
 
 enum {
@@ -93,7 +71,7 @@ static uint64_t stream_of(int epoch, int what) {
     return (uint64_t)1 << 63 | (uint64_t)epoch << 8 | (uint64_t)what;
 }
 
-// Image i of the batch: read, flipped with probability 1/2 each way, its truth beside it.
+// Image i of the batch: read, its truth beside it, to be flipped with probability 1/2 each way.
 static bool read_image(void *user, size_t i, problem *p) {
     batch *b = user;
     const trainer *t = b->trainer;
@@ -110,8 +88,7 @@ static bool read_image(void *user, size_t i, problem *p) {
     }
     uint32_t bits[4];
     clnet_random_bits(t->settings.seed, stream_of(t->state.epoch, STREAM_FLIPS), index, bits);
-    flip(b->pixels + 3 * i * pixels, H, W, 3, bits[0] >> 31, bits[1] >> 31);
-    flip(b->masks + i * pixels, H, W, 1, bits[0] >> 31, bits[1] >> 31);
+    b->flips[i] = (int32_t)(bits[0] >> 31 | bits[1] >> 31 << 1);
     b->labels[i] = (int32_t)item->label;
     return true;
 }
@@ -126,6 +103,7 @@ static bool load_batch(const trainer *t, batch *b, problem *p) {
     }
     clnet_graph_set_batch(t->model->graph, (int)b->images);
     clnet_tensor_set(t->model->image, b->pixels, CLNET_ORDER_MEMORY);
+    clnet_tensor_set(t->model->flips, b->flips, CLNET_ORDER_MEMORY);
     if (t->model->label) {
         clnet_tensor_set(t->model->label, b->labels, CLNET_ORDER_MEMORY);
     }

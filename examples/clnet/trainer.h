@@ -33,7 +33,7 @@ typedef struct trainer_state {
 typedef struct trainer {
     trainer_settings settings;
     trainer_state state;
-    clnet_model *model;                   // for CLNET_TRAIN
+    clnet_model *model;                   // for CLNET_TRAIN, with raw_image
     const dataset *training, *validation; // validation may be NULL
     const cache *training_images, *validation_images;
     const char *out; // folder
