@@ -11169,7 +11169,7 @@ static clnet_result clnet__check_names(clnet_model *m, clnet_tensor_file *f, con
         qsort(known, count, sizeof *known, clnet__compare_names);
     }
     for (size_t i = 0; bad && known && i < in_file; i++) {
-        clnet_file_tensor t;
+        clnet_file_tensor t = {0};
         clnet_tensor_file_at(f, i, &t);
         if (!clnet__left_out(t.name, encoder) &&
             !bsearch(&t.name, known, count, sizeof *known, clnet__compare_names)) {
