@@ -1305,7 +1305,7 @@ enum {
 
 struct clnet_context {
     clnet_result result;
-    char error[4096];
+    char error[1 << 16]; // room for the log of a compiler
     clnet_allocator allocator;
     clnet_files files;
     clnet_backend backend;

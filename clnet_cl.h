@@ -286,92 +286,140 @@ bool clnet_cl_has_clblast(void) {
 
 enum { CLNET__CL_PLATFORMS = 16, CLNET__CL_DEVICES = 32 }; // platforms; devices of one
 
-// A device with the handles by which it is reached.
+// A device with the handles by which it is reached, and the code of the first question about it that
+// failed (0: none did).
 typedef struct clnet__cl_found {
     void *platform, *device;
     clnet_cl_device info;
+    int32_t code;
 } clnet__cl_found;
 
+// Asks a device for something about itself. That it does not know what was asked for is no failure.
+static bool clnet__cl_ask(const clnet__cl_api *api, clnet__cl_found *f, uint32_t what, size_t bytes,
+                          void *value, size_t *length) {
+    enum { INVALID_VALUE = -30 };
+    const int32_t code = api->clGetDeviceInfo(f->device, what, bytes, value, length);
+    if (f->code == 0 && code != INVALID_VALUE) {
+        f->code = code;
+    }
+    return code == 0;
+}
+
 // One number that the device tells about itself, `fallback` where it does not. Its type has `bytes`.
-static uint64_t clnet__cl_number(const clnet__cl_api *api, void *device, uint32_t what,
+static uint64_t clnet__cl_number(const clnet__cl_api *api, clnet__cl_found *f, uint32_t what,
                                  size_t bytes, uint64_t fallback) {
     uint32_t narrow = 0;
     uint64_t wide = 0;
     void *place = bytes == sizeof narrow ? (void *)&narrow : (void *)&wide;
-    if (api->clGetDeviceInfo(device, what, bytes, place, NULL) != 0) {
+    if (!clnet__cl_ask(api, f, what, bytes, place, NULL)) {
         return fallback;
     }
     return bytes == sizeof narrow ? narrow : wide;
 }
 
-static void clnet__cl_text(const clnet__cl_api *api, void *device, uint32_t what, char *text,
+static void clnet__cl_text(const clnet__cl_api *api, clnet__cl_found *f, uint32_t what, char *text,
                            size_t bytes) {
     size_t length = 0;
     text[0] = 0;
-    if (api->clGetDeviceInfo(device, what, 0, NULL, &length) == 0 && length <= bytes) {
-        api->clGetDeviceInfo(device, what, bytes, text, NULL);
+    if (clnet__cl_ask(api, f, what, 0, NULL, &length) && length <= bytes) {
+        clnet__cl_ask(api, f, what, bytes, text, NULL);
     }
     text[bytes - 1] = 0;
 }
 
 static int clnet__cl_clamp(uint64_t value) { return value > INT_MAX ? INT_MAX : (int)value; }
 
-static void clnet__cl_describe(const clnet__cl_api *api, void *device, clnet_cl_device *d) {
+static void clnet__cl_describe(const clnet__cl_api *api, clnet__cl_found *f) {
+    clnet_cl_device *d = &f->info;
     const uint32_t small = sizeof(uint32_t), size = sizeof(size_t), large = sizeof(uint64_t);
     char extensions[4096];
-    clnet__cl_text(api, device, CLNET__CL_DEVICE_NAME, d->name, sizeof d->name);
-    clnet__cl_text(api, device, CLNET__CL_DEVICE_VENDOR, d->vendor, sizeof d->vendor);
-    clnet__cl_text(api, device, CLNET__CL_DRIVER_VERSION, d->driver, sizeof d->driver);
-    clnet__cl_text(api, device, CLNET__CL_DEVICE_VERSION, d->version, sizeof d->version);
-    clnet__cl_text(api, device, CLNET__CL_DEVICE_EXTENSIONS, extensions, sizeof extensions);
-    const uint64_t type = clnet__cl_number(api, device, CLNET__CL_DEVICE_TYPE, large, 0);
+    clnet__cl_text(api, f, CLNET__CL_DEVICE_NAME, d->name, sizeof d->name);
+    clnet__cl_text(api, f, CLNET__CL_DEVICE_VENDOR, d->vendor, sizeof d->vendor);
+    clnet__cl_text(api, f, CLNET__CL_DRIVER_VERSION, d->driver, sizeof d->driver);
+    clnet__cl_text(api, f, CLNET__CL_DEVICE_VERSION, d->version, sizeof d->version);
+    clnet__cl_text(api, f, CLNET__CL_DEVICE_EXTENSIONS, extensions, sizeof extensions);
+    const uint64_t type = clnet__cl_number(api, f, CLNET__CL_DEVICE_TYPE, large, 0);
     d->kind = type & CLNET__CL_TYPE_GPU   ? CLNET_CL_GPU
               : type & CLNET__CL_TYPE_CPU ? CLNET_CL_CPU
                                           : CLNET_CL_OTHER;
-    d->memory = clnet__cl_number(api, device, CLNET__CL_DEVICE_MEMORY, large, 0);
-    d->largest_allocation =
-        clnet__cl_number(api, device, CLNET__CL_DEVICE_LARGEST_ALLOCATION, large, 0);
-    d->local_memory = clnet__cl_number(api, device, CLNET__CL_DEVICE_LOCAL_MEMORY, large, 0);
+    d->memory = clnet__cl_number(api, f, CLNET__CL_DEVICE_MEMORY, large, 0);
+    d->largest_allocation = clnet__cl_number(api, f, CLNET__CL_DEVICE_LARGEST_ALLOCATION, large, 0);
+    d->local_memory = clnet__cl_number(api, f, CLNET__CL_DEVICE_LOCAL_MEMORY, large, 0);
     d->compute_units =
-        clnet__cl_clamp(clnet__cl_number(api, device, CLNET__CL_DEVICE_COMPUTE_UNITS, small, 1));
-    d->clock = clnet__cl_clamp(clnet__cl_number(api, device, CLNET__CL_DEVICE_CLOCK, small, 0));
+        clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_COMPUTE_UNITS, small, 1));
+    d->clock = clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_CLOCK, small, 0));
     d->largest_group =
-        clnet__cl_clamp(clnet__cl_number(api, device, CLNET__CL_DEVICE_GROUP_SIZE, size, 1));
+        clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_GROUP_SIZE, size, 1));
     d->vector_width =
-        clnet__cl_clamp(clnet__cl_number(api, device, CLNET__CL_DEVICE_VECTOR_WIDTH, small, 1));
-    const uint64_t floats = clnet__cl_number(api, device, CLNET__CL_DEVICE_FLOAT, large, 0);
+        clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_VECTOR_WIDTH, small, 1));
+    const uint64_t floats = clnet__cl_number(api, f, CLNET__CL_DEVICE_FLOAT, large, 0);
     d->denormals = floats & CLNET__CL_FLOAT_DENORMALS;
     d->fused = floats & CLNET__CL_FLOAT_FUSED;
     d->rounded = floats & CLNET__CL_FLOAT_ROUNDED;
     d->half_precision = strstr(extensions, "cl_khr_fp16") != NULL;
     d->double_precision = strstr(extensions, "cl_khr_fp64") != NULL;
-    d->shared = clnet__cl_number(api, device, CLNET__CL_DEVICE_UNIFIED, small, 0) != 0;
+    d->shared = clnet__cl_number(api, f, CLNET__CL_DEVICE_UNIFIED, small, 0) != 0;
 }
 
-// Calls visit(arg, device) for every device that can compile and run, until one returns false.
-static void clnet__cl_each(const clnet__cl_api *api,
-                           bool (*visit)(void *arg, const clnet__cl_found *found), void *arg) {
+// What a walk over all devices met: it says why the device that was wanted is not there.
+typedef struct clnet__cl_walk {
+    uint32_t platforms;
+    int devices;      // that can compile and run
+    const char *call; // the first call that failed; NULL: none did
+    int32_t code;     // of that call
+} clnet__cl_walk;
+
+// Notes a failure of the walk; `none` is the code that only says that there is nothing.
+static bool clnet__cl_walked(clnet__cl_walk *walk, const char *call, int32_t code, int32_t none) {
+    if (code != 0 && code != none && !walk->call) {
+        walk->call = call;
+        walk->code = code;
+    }
+    return code == 0;
+}
+
+// Looks at one device; true: it can compile and run.
+static bool clnet__cl_look(const clnet__cl_api *api, clnet__cl_found *f, clnet__cl_walk *walk) {
+    const uint32_t flag = sizeof(uint32_t);
+    const bool ready = clnet__cl_number(api, f, CLNET__CL_DEVICE_AVAILABLE, flag, 0) &&
+                       clnet__cl_number(api, f, CLNET__CL_DEVICE_COMPILER, flag, 0);
+    if (ready) {
+        clnet__cl_describe(api, f);
+    }
+    const int32_t code = api->clGetPlatformInfo(
+        f->platform, CLNET__CL_PLATFORM_NAME, sizeof f->info.platform - 1, f->info.platform, NULL);
+    return clnet__cl_walked(walk, "clGetDeviceInfo", f->code, 0) &&
+           clnet__cl_walked(walk, "clGetPlatformInfo", code, 0) && ready;
+}
+
+// Calls visit(arg, device) for every device that can compile and run.
+static clnet__cl_walk clnet__cl_each(const clnet__cl_api *api,
+                                     void (*visit)(void *arg, const clnet__cl_found *found),
+                                     void *arg) {
+    enum { NO_DEVICE = -1, NO_PLATFORM = -1001 };
     void *platforms[CLNET__CL_PLATFORMS], *devices[CLNET__CL_DEVICES];
-    uint32_t platform_count = 0, device_count = 0;
-    bool more = api->clGetPlatformIDs(CLNET__CL_PLATFORMS, platforms, &platform_count) == 0;
-    for (uint32_t p = 0; more && p < platform_count && p < CLNET__CL_PLATFORMS; p++) {
-        if (api->clGetDeviceIDs(platforms[p], CLNET__CL_ALL_TYPES, CLNET__CL_DEVICES, devices,
-                                &device_count) != 0) {
-            continue; // a platform without devices
+    clnet__cl_walk walk = {0, 0, NULL, 0};
+    int32_t code = api->clGetPlatformIDs(CLNET__CL_PLATFORMS, platforms, &walk.platforms);
+    if (!clnet__cl_walked(&walk, "clGetPlatformIDs", code, NO_PLATFORM)) {
+        walk.platforms = 0;
+    }
+    for (uint32_t p = 0; p < walk.platforms && p < CLNET__CL_PLATFORMS; p++) {
+        uint32_t count = 0;
+        code = api->clGetDeviceIDs(platforms[p], CLNET__CL_ALL_TYPES, CLNET__CL_DEVICES, devices,
+                                   &count);
+        if (!clnet__cl_walked(&walk, "clGetDeviceIDs", code, NO_DEVICE)) {
+            count = 0;
         }
-        for (uint32_t d = 0; more && d < device_count && d < CLNET__CL_DEVICES; d++) {
-            const uint32_t flag = sizeof(uint32_t);
+        for (uint32_t d = 0; d < count && d < CLNET__CL_DEVICES; d++) {
             clnet__cl_found f = {.platform = platforms[p], .device = devices[d]};
-            if (clnet__cl_number(api, f.device, CLNET__CL_DEVICE_AVAILABLE, flag, 0) &&
-                clnet__cl_number(api, f.device, CLNET__CL_DEVICE_COMPILER, flag, 0)) {
-                clnet__cl_describe(api, f.device, &f.info);
-                snprintf(f.info.id, sizeof f.info.id, "opencl:%u.%u", (unsigned)p, (unsigned)d);
-                api->clGetPlatformInfo(f.platform, CLNET__CL_PLATFORM_NAME,
-                                       sizeof f.info.platform - 1, f.info.platform, NULL);
-                more = visit(arg, &f);
+            snprintf(f.info.id, sizeof f.info.id, "opencl:%u.%u", (unsigned)p, (unsigned)d);
+            if (clnet__cl_look(api, &f, &walk)) {
+                walk.devices++;
+                visit(arg, &f);
             }
         }
     }
+    return walk;
 }
 
 typedef struct clnet__cl_list {
@@ -379,13 +427,12 @@ typedef struct clnet__cl_list {
     int count, capacity;
 } clnet__cl_list;
 
-static bool clnet__cl_list_one(void *arg, const clnet__cl_found *found) {
+static void clnet__cl_list_one(void *arg, const clnet__cl_found *found) {
     clnet__cl_list *list = arg;
     if (list->devices && list->count < list->capacity) {
         list->devices[list->count] = found->info;
     }
     list->count++;
-    return true;
 }
 
 int clnet_cl_devices(clnet_cl_device *devices, int capacity) {
@@ -409,7 +456,7 @@ static double clnet__cl_strength(const clnet_cl_device *d) {
     return (d->kind == CLNET_CL_GPU ? 1e12 : 0) + (double)d->compute_units * (d->clock + 1.0);
 }
 
-static bool clnet__cl_choose_one(void *arg, const clnet__cl_found *found) {
+static void clnet__cl_choose_one(void *arg, const clnet__cl_found *found) {
     clnet__cl_choice *choice = arg;
     const bool fits = choice->wanted ? !strcmp(choice->wanted, found->info.id)
                                      : !choice->gpu || found->info.kind == CLNET_CL_GPU;
@@ -418,7 +465,6 @@ static bool clnet__cl_choose_one(void *arg, const clnet__cl_found *found) {
         choice->found = true;
         choice->best = *found;
     }
-    return true;
 }
 
 // >>tuning
@@ -568,7 +614,8 @@ static const char *clnet__cl_code_name(int32_t code) {
                  {-58, "CL_INVALID_EVENT"},
                  {-59, "CL_INVALID_OPERATION"},
                  {-61, "CL_INVALID_BUFFER_SIZE"},
-                 {-63, "CL_INVALID_GLOBAL_WORK_SIZE"}};
+                 {-63, "CL_INVALID_GLOBAL_WORK_SIZE"},
+                 {-1001, "CL_PLATFORM_NOT_FOUND_KHR"}};
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
         if (codes[i].code == code) {
             return codes[i].name;
@@ -645,7 +692,7 @@ static void clnet__cl_options(const clnet__cl *cl, char *text, size_t bytes) {
              cl->info.fused);
 }
 
-// Says why the kernels did not compile: device, driver, options and as much of the log as fits.
+// Says why the kernels did not compile: device, driver, options and the log.
 static void clnet__cl_explain_build(clnet_context *ctx, const char *options, int32_t code) {
     clnet__cl *cl = clnet__cl_of(ctx);
     size_t bytes = 0;
@@ -656,9 +703,13 @@ static void clnet__cl_explain_build(clnet_context *ctx, const char *options, int
         log[0] = 0;
     }
     clnet__cl_die(ctx, "clBuildProgram", "", code);
-    snprintf(ctx->error, sizeof ctx->error,
-             "%s\ndriver: %s, %s\noptions: %s\nlog:\n%s", cl->failure, cl->info.version,
-             cl->info.driver, options, log ? log : "");
+    const int length = snprintf(ctx->error, sizeof ctx->error,
+                                "%s\ndriver: %s, %s\noptions: %s\nlog:\n%s", cl->failure,
+                                cl->info.version, cl->info.driver, options, log ? log : "");
+    static const char cut[] = "\n(the log is longer)";
+    if (length >= (int)sizeof ctx->error) {
+        memcpy(ctx->error + sizeof ctx->error - sizeof cut, cut, sizeof cut);
+    }
     clnet__free(ctx, log);
 }
 
@@ -1195,21 +1246,26 @@ typedef struct clnet__cl_matrix {
 } clnet__cl_matrix;
 
 // c = a b + beta c: c has m rows and n columns, sums have k terms.
+static int32_t clnet__cl_sgemm(clnet__cl *cl, size_t m, size_t n, size_t k, clnet__cl_matrix a,
+                               clnet__cl_matrix b, float beta, clnet__cl_matrix c, void **event) {
+    enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
+    return cl->blast.sgemm(ROW_MAJOR, a.transposed ? TRANSPOSED : PLAIN,
+                           b.transposed ? TRANSPOSED : PLAIN, m, n, k, 1.0f, a.place.slab,
+                           (size_t)a.place.at, a.stride, b.place.slab, (size_t)b.place.at, b.stride,
+                           beta, c.place.slab, (size_t)c.place.at, c.stride, &cl->queue, event);
+}
+
 static clnet_result clnet__cl_gemm(clnet_context *ctx, size_t m, size_t n, size_t k,
                                    clnet__cl_matrix a, clnet__cl_matrix b, float beta,
                                    clnet__cl_matrix c) {
-    enum { ROW_MAJOR = 101, PLAIN = 111, TRANSPOSED = 112 };
     clnet__cl *cl = clnet__cl_of(ctx);
     void *event = NULL;
     if (!clnet__cl_alive(ctx)) {
         return ctx->result;
     }
     const double start = clnet__cpu_clock(ctx);
-    const int32_t code = cl->blast.sgemm(
-        ROW_MAJOR, a.transposed ? TRANSPOSED : PLAIN, b.transposed ? TRANSPOSED : PLAIN, m, n, k,
-        1.0f, a.place.slab, (size_t)a.place.at, a.stride, b.place.slab, (size_t)b.place.at,
-        b.stride, beta, c.place.slab, (size_t)c.place.at, c.stride, &cl->queue,
-        clnet__cl_event(ctx, &event));
+    const int32_t code =
+        clnet__cl_sgemm(cl, m, n, k, a, b, beta, c, clnet__cl_event(ctx, &event));
     if (clnet__cl_check(ctx, "CLBlastSgemm", "", code) != CLNET_OK || !event) {
         return ctx->result;
     }
@@ -1345,8 +1401,9 @@ static bool clnet__cl_trial_right(const clnet__cl_trial *t, const float *c) {
     return right;
 }
 
+// `code` is CLBlast's own, which is no error of the device: the context can do without CLBlast.
 static bool clnet__cl_try_product(clnet_context *ctx, const clnet__cl_trial *t, float *host,
-                                  clnet_memory memory[3]) {
+                                  clnet_memory memory[3], int32_t *code) {
     const size_t sizes[3] = {t->m * t->k, t->k * t->n, t->m * t->n + 2 * CLNET__CL_GUARD};
     for (int i = 0; i < 3; i++) {
         for (size_t k = 0; k < sizes[i]; k++) {
@@ -1362,12 +1419,16 @@ static bool clnet__cl_try_product(clnet_context *ctx, const clnet__cl_trial *t, 
     const clnet__cl_matrix b = {{memory[1].handle, 0}, t->b_transposed ? t->k : t->n,
                                 t->b_transposed};
     const clnet__cl_matrix c = {{memory[2].handle, CLNET__CL_GUARD}, t->n, false};
-    clnet__cl_gemm(ctx, t->m, t->n, t->k, a, b, t->beta, c);
-    clnet__cl_download(ctx, host, &memory[2], 0, sizes[2] * sizeof *host);
-    return ctx->result == CLNET_OK && clnet__cl_trial_right(t, host);
+    if (ctx->result != CLNET_OK) {
+        return false;
+    }
+    *code = clnet__cl_sgemm(clnet__cl_of(ctx), t->m, t->n, t->k, a, b, t->beta, c, NULL);
+    return *code == 0 &&
+           clnet__cl_download(ctx, host, &memory[2], 0, sizes[2] * sizeof *host) == CLNET_OK &&
+           clnet__cl_trial_right(t, host);
 }
 
-static bool clnet__cl_blast_is_right(clnet_context *ctx) {
+static bool clnet__cl_blast_is_right(clnet_context *ctx, int32_t *code) {
     enum { LARGEST = 520 * 520 + 2 * CLNET__CL_GUARD };
     static const clnet__cl_trial trials[] = {
         {67, 45, 131, false, false, 0}, {67, 45, 131, false, false, 1}, {61, 47, 90, false, true, 1},
@@ -1380,7 +1441,7 @@ static bool clnet__cl_blast_is_right(clnet_context *ctx) {
         right = right && clnet__cl_alloc(ctx, &memory[i], LARGEST * sizeof *host);
     }
     for (size_t i = 0; right && i < sizeof trials / sizeof *trials; i++) {
-        right = clnet__cl_try_product(ctx, &trials[i], host, memory);
+        right = clnet__cl_try_product(ctx, &trials[i], host, memory, code);
     }
     for (int i = 0; i < 3; i++) {
         if (memory[i].handle) {
@@ -1391,19 +1452,37 @@ static bool clnet__cl_blast_is_right(clnet_context *ctx) {
     return right;
 }
 
+// Tries CLBlast, and says how that went.
+static void clnet__cl_try_blast(clnet_context *ctx, char *why, size_t bytes) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    int32_t code = 0;
+    cl->blasts = clnet__cl_blast_is_right(ctx, &code);
+    if (code != 0) {
+        snprintf(why, bytes, "; CLBlast FAILS on this device: CLBlastSgemm: %s (%d)",
+                 clnet__cl_code_name(code), (int)code);
+    } else {
+        snprintf(why, bytes, "%s",
+                 cl->blasts ? ", checked on this device"
+                            : "; CLBlast's results are WRONG on this device");
+    }
+    if (!cl->blasts) {
+        cl->blast.clear_cache(); // it holds on to programs of this context
+    }
+}
+
 // Chooses what makes the matrix products of a context, and says why.
 static void clnet__cl_choose_product(clnet_context *ctx, const clnet_cl_desc *d) {
     clnet__cl *cl = clnet__cl_of(ctx);
-    const char *why = "";
+    char why[128];
     if (d->no_clblast) {
-        why = ", as asked for";
+        snprintf(why, sizeof why, ", as asked for");
     } else if (!clnet__cl_load_blast(&cl->blast)) {
-        why = "; CLBlast is not there";
+        snprintf(why, sizeof why, "; CLBlast is not there");
     } else if (!cl->tuning.blast && !d->always_clblast) {
-        why = "; CLBlast is there, but not the better choice on this kind of device";
+        snprintf(why, sizeof why,
+                 "; CLBlast is there, but not the better choice on this kind of device");
     } else {
-        cl->blasts = clnet__cl_blast_is_right(ctx);
-        why = cl->blasts ? ", checked on this device" : "; CLBlast's results are WRONG on this device";
+        clnet__cl_try_blast(ctx, why, sizeof why);
     }
     snprintf(cl->product, sizeof cl->product, "matrix products by %s%s",
              cl->blasts ? "CLBlast" : "kernels.cl", why);
@@ -2347,6 +2426,61 @@ static void clnet__cl_give_up(clnet_context *ctx) {
     }
 }
 
+// "opencl:P.D"
+static bool clnet__cl_is_id(const char *device) {
+    const char *const digits = "0123456789";
+    if (strncmp(device, "opencl:", 7) != 0) {
+        return false;
+    }
+    const size_t platform = strspn(device + 7, digits);
+    const char *dot = device + 7 + platform;
+    const size_t number = *dot == '.' ? strspn(dot + 1, digits) : 0;
+    return platform > 0 && number > 0 && dot[1 + number] == 0;
+}
+
+// Appends ", opencl:P.D (its name)" to a text.
+typedef struct clnet__cl_names {
+    char text[1024];
+} clnet__cl_names;
+
+static void clnet__cl_name_one(void *arg, const clnet__cl_found *found) {
+    clnet__cl_names *names = arg;
+    const size_t length = strlen(names->text);
+    snprintf(names->text + length, sizeof names->text - length, "%s%s (%s)", length ? ", " : "",
+             found->info.id, found->info.name);
+}
+
+// Says in one sentence why a context has no device: `walk` is what a look at all devices met, NULL
+// without an OpenCL library.
+static void clnet__cl_refuse(clnet_context *ctx, const char *device, const clnet__cl_walk *walk) {
+    clnet__cl_names names = {""};
+    if (walk && walk->devices) {
+        clnet__cl_each(&clnet__cl_of(ctx)->api, clnet__cl_name_one, &names);
+    }
+    if (strcmp(device, "opencl") != 0 && !clnet__cl_is_id(device)) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                    "device %s: a device is cpu, auto, opencl or opencl:PLATFORM.DEVICE%s%s",
+                    device, *names.text ? "; there is " : "", names.text);
+    } else if (!walk) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                    "device %s: there is no OpenCL library (libOpenCL.so.1) on this machine",
+                    device);
+    } else if (walk->call) {
+        clnet__fail(ctx, CLNET_ERROR_DEVICE, "device %s: %s: %s (%d)", device, walk->call,
+                    clnet__cl_code_name(walk->code), (int)walk->code);
+    } else if (walk->platforms == 0) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                    "device %s: OpenCL has no platform: no driver of a device is installed", device);
+    } else if (walk->devices == 0) {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT,
+                    "device %s: OpenCL's platforms (%u) have no device that can be used", device,
+                    (unsigned)walk->platforms);
+    } else {
+        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "device %s: there is no such device; there is %s",
+                    device, names.text);
+    }
+}
+
 clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     const clnet_cl_desc none = {.device = NULL}, *d = desc ? desc : &none;
     const char *device = d->device ? d->device : "auto";
@@ -2358,8 +2492,9 @@ clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     clnet__cl_choice choice = {.wanted = automatic || any ? NULL : device, .gpu = automatic};
     clnet__cl *cl = clnet__alloc(ctx, sizeof *cl);
     const bool library = cl && clnet__cl_load(&cl->api);
+    clnet__cl_walk walk = {0, 0, NULL, 0};
     if (library) {
-        clnet__cl_each(&cl->api, clnet__cl_choose_one, &choice);
+        walk = clnet__cl_each(&cl->api, clnet__cl_choose_one, &choice);
     }
     if (!cl || (automatic && !choice.found)) {
         clnet__free(ctx, cl);
@@ -2377,9 +2512,7 @@ clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     if (choice.found) {
         clnet__cl_open_device(ctx, &choice.best, d);
     } else {
-        clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "device %s: %s", device,
-                    library ? "there is no such OpenCL device"
-                            : "there is no OpenCL library on this machine");
+        clnet__cl_refuse(ctx, device, library ? &walk : NULL);
     }
     clnet__cl_give_up(ctx);
     return ctx;

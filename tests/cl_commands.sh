@@ -3,7 +3,9 @@
 # trainings that move between the device and the CPU. Usage: tests/cl_commands.sh build/clnet
 set -u
 clnet=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-data=$(cd "$(dirname "$0")/data" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+data=$here/data
+verify=$clnet-verify
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -22,19 +24,41 @@ check() {
 }
 
 # refused TEXT WORDS COMMAND...: exit status 2, one line on standard error, which has WORDS.
-refused() {
+refused() { ends 2 "$@"; }
+# fails TEXT WORDS COMMAND...: the same with exit status 1.
+fails() { ends 1 "$@"; }
+ends() {
+    wanted=$1 text=$2 words=$3
+    shift 3
+    "$@" >out.log 2>err.log
+    status=$?
+    if [ $status = "$wanted" ] && [ "$(wc -l <err.log)" = 1 ] && grep -q -e "$words" err.log; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $text: exit status $status, expected $wanted and \"$words\" in one line"
+        head -n 3 err.log
+    fi
+}
+
+# breaks TEXT WORDS COMMAND...: exit status 1, and the last line on standard error has WORDS.
+breaks() {
     text=$1 words=$2
     shift 2
     "$@" >out.log 2>err.log
     status=$?
-    if [ $status = 2 ] && [ "$(wc -l <err.log)" = 1 ] && grep -q -e "$words" err.log; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text: exit status $status, expected 2 and \"$words\" in one line"
-        head -n 3 err.log
-    fi
+    check "$text: exit status $status, expected 1" test $status = 1
+    check "$text: $(tail -n 1 err.log)" sh -c "tail -n 1 err.log | grep -q '$words'"
 }
+
+# same_numbers A B: two files of tensors differ at most in what they say about their making.
+same_numbers() {
+    tail -c "$(tensor_bytes "$1")" "$1" >a.numbers
+    tail -c "$(tensor_bytes "$2")" "$2" >b.numbers
+    cmp a.numbers b.numbers
+}
+# What follows the header of a .safetensors file, whose length its first eight bytes are.
+tensor_bytes() { echo $(($(wc -c <"$1") - 8 - $(od -An -tu8 -N8 "$1"))); }
 
 check "devices lists one" sh -c "'$clnet' devices | grep -q ^opencl:"
 check "devices --json" sh -c "'$clnet' devices --json | grep -q '\"device\": \"opencl:'"
@@ -67,10 +91,100 @@ check "predict" "$clnet" predict data/ISIC-2017_Validation_Data --weights straig
 check "explain" "$clnet" explain data/ISIC-2017_Validation_Data --weights straight/last.safetensors \
     --device opencl --out x
 
-refused "a device that is not there" "opencl:9.9" "$clnet" train data --device opencl:9.9 --out no
-refused "what is no device" "warp" "$clnet" train data --device warp --out no
-check "auto without OpenCL is the CPU" env OCL_ICD_VENDORS=/nowhere "$clnet" train data $recipe --epochs 1 --out auto
-OCL_ICD_VENDORS=/nowhere refused "no OpenCL device" "OpenCL" "$clnet" train data --device opencl --out no
+# A loader of OpenCL and a CLBlast that tests can spoil (cl_shim.c, cl_blast.c), and a folder that hides
+# both libraries: its files are no libraries.
+mkdir shim blast hidden platforms
+${CC:-cc} -std=c99 -O1 -shared -fPIC "$here/cl_shim.c" -o shim/libOpenCL.so.1 -ldl || exit 1
+${CC:-cc} -std=c99 -O1 -shared -fPIC "$here/cl_blast.c" -o blast/libclblast.so.1 -ldl || exit 1
+touch hidden/libOpenCL.so.1 hidden/libOpenCL.so
+mkdir no_blast && touch no_blast/libclblast.so.1 no_blast/libclblast.so
+none="env OCL_ICD_VENDORS=$work/platforms/"
+absent="env LD_LIBRARY_PATH=$work/hidden"
+bare="env LD_LIBRARY_PATH=$work/shim CL_SHIM_NO_DEVICE=1"
+gpu="env LD_LIBRARY_PATH=$work/shim:$work/blast CL_SHIM_GPU=1"
+
+# Every way in which there may be no device, in every command that computes and in the verifier.
+small="--model unet --width 1/32 --weights $data/net_unet.weights.safetensors"
+small="$small --input $data/net_unet.expected.safetensors --output"
+images=data/ISIC-2017_Validation_Data
+refuse_everywhere() {
+    words=$1 device=$2
+    shift 2
+    refused "run: $words" "$words" "$@" "$clnet" run $small no --device "$device"
+    refused "train: $words" "$words" "$@" "$clnet" train data --out no --device "$device"
+    refused "evaluate: $words" "$words" \
+        "$@" "$clnet" evaluate data --weights straight/last.safetensors --out no --device "$device"
+    refused "predict: $words" "$words" \
+        "$@" "$clnet" predict $images --weights straight/last.safetensors --out no --device "$device"
+    refused "explain: $words" "$words" \
+        "$@" "$clnet" explain $images --weights straight/last.safetensors --out no --device "$device"
+    refused "verify: $words" "$words" "$@" "$verify" --device "$device"
+}
+refuse_everywhere "device opencl:9.9: there is no such device; there is opencl:0.0 (" opencl:9.9 env
+refuse_everywhere "no OpenCL library (libOpenCL.so.1) on this machine" opencl $absent
+refuse_everywhere "OpenCL has no platform" opencl $none
+refuse_everywhere "platforms (1) have no device" opencl $bare
+for device in gpu opencl:x opencl: opencl:0 opencl:0. opencl:.0 opencl:0.0x opencl:-1.0 OPENCL cuda; do
+    refused "--device $device" "device $device: a device is cpu, auto, opencl or opencl:PLATFORM.DEVICE" \
+        "$clnet" run $small no --device "$device"
+done
+refused "--device with nothing" "--device" "$clnet" run $small no --device ""
+check "nothing was made without a device" test ! -e no
+for way in "$absent" "$none" "$bare"; do
+    check "devices without OpenCL, $way" sh -c "$way '$clnet' devices | grep -q '^device opencl: '"
+    check "devices --json without OpenCL, $way" \
+        sh -c "$way '$clnet' devices --json | grep -o '\"device\"' | wc -l | grep -qx 1"
+done
+
+# auto: the GPU if there is one, else the CPU, with the same bits as without OpenCL.
+check "auto with a GPU" $gpu "$clnet" run $small y_gpu --device auto
+check "auto is the GPU" grep -q '"device":"opencl:' y_gpu
+check "the CPU" "$clnet" run $small y_cpu --device cpu
+for way in "$absent" "$none" "$bare" env; do
+    check "auto, $way" $way "$clnet" run $small y_auto --device auto
+    check "auto is the CPU, $way" cmp y_cpu y_auto
+done
+
+# CLBlast is used only after it has proven itself; else the products are clnet's own.
+mkdir both && cp shim/libOpenCL.so.1 no_blast/* both
+check "without CLBlast" env LD_LIBRARY_PATH=both CL_SHIM_GPU=1 "$clnet" run $small y_own --device opencl
+check "says that CLBlast is missing" grep -q "by kernels.cl; CLBlast is not there" y_own
+for kind in right wrong lazy wide fails; do
+    case $kind in
+    right) says="matrix products by CLBlast, checked on this device" ;;
+    fails) says="by kernels.cl; CLBlast FAILS on this device: CLBlastSgemm: error (-1011)" ;;
+    *) says="by kernels.cl; CLBlast's results are WRONG on this device" ;;
+    esac
+    check "CLBlast, $kind" $gpu CL_BLAST=$kind "$clnet" run $small y_$kind --device opencl
+    check "CLBlast, $kind: run says so" grep -q -F "$says" y_$kind
+    check "CLBlast, $kind: devices says so" \
+        sh -c "$gpu CL_BLAST=$kind '$clnet' devices --check | grep -q -F \"$says\""
+    check "CLBlast, $kind: devices --json says so" \
+        sh -c "$gpu CL_BLAST=$kind '$clnet' devices --check --json | grep -q -F \"$says\""
+    [ $kind = right ] || check "CLBlast, $kind: the own kernel's results" same_numbers y_own y_$kind
+done
+
+fails "CLBlast fails later" "CLBlastSgemm: error (-1011)" \
+    $gpu CL_BLAST=late "$clnet" run $small no --device opencl
+
+# A device that fails in the middle of a training: said in one line that names the call, and the last
+# checkpoint is as good as before, on the CPU too.
+"$clnet" train data $recipe --device opencl --out broken --stop-after 3 >/dev/null 2>&1
+for n in 1 90 200 500 1000 2000 3000 5000; do
+    breaks "call $n fails in a training" ": cl[A-Z][A-Za-z]*[(:].*CL_OUT_OF_RESOURCES (-5)" \
+        env LD_LIBRARY_PATH=shim CL_SHIM_FAIL=$n "$clnet" train --resume broken --device opencl
+done
+check "the checkpoint is still good on the CPU" sh -c \
+    "cp -r broken copy && '$clnet' train --resume copy --device cpu"
+check "the checkpoint is still good on the device" "$clnet" train --resume broken --device opencl
+check "as if nothing had failed" cmp straight/last.safetensors broken/last.safetensors
+
+# What does not fit into the device's memory is refused before anything is taken, with what it needs,
+# what there is, and the batch that fits.
+"$clnet" synth --out many --train 8 --validation 65 --size 32 >/dev/null 2>&1
+POCL_MEMORY_LIMIT=1 fails "a batch that is too large" "a batch of 64 needs .* bytes.* has .*room for a batch of" \
+    "$clnet" evaluate many --weights straight/last.safetensors --batch 64 --size 1024 \
+    --device opencl --out no
 
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

@@ -8,6 +8,9 @@
 // CL_OUT_OF_RESOURCES; cl_shim_calls() counts calls, cl_shim_name() tells which failed, and
 // cl_shim_alive() counts the objects that were made and not released.
 //
+// What a machine may be like, by environment variables: CL_SHIM_NO_DEVICE: its platforms are without
+// devices; CL_SHIM_GPU: its devices are GPUs; CL_SHIM_FAIL=n: the n-th call of the program fails.
+//
 // With CL_SHIM_WHOLE_WRITES set, writing or filling a part of a buffer becomes a write of the whole
 // buffer: Oclgrind 21.10 forgets what was initialised before when a part is written.
 #define _POSIX_C_SOURCE 200809L
@@ -48,7 +51,8 @@ static void real(const char *name, void *pointer) {
 
 // Counts a call; true: it has to fail.
 static int fails(const char *name) {
-    const int yes = ++calls == failing;
+    const char *wanted = getenv("CL_SHIM_FAIL");
+    const int yes = ++calls == (wanted ? atol(wanted) : failing);
     if (yes) {
         snprintf(failed, sizeof failed, "%s", name);
     }
@@ -93,10 +97,6 @@ static int fails(const char *name) {
 PASS(clGetPlatformIDs, (uint32_t n, void **p, uint32_t *count), (n, p, count))
 PASS(clGetPlatformInfo, (void *p, uint32_t what, size_t n, void *v, size_t *size),
      (p, what, n, v, size))
-PASS(clGetDeviceIDs, (void *p, uint64_t type, uint32_t n, void **d, uint32_t *count),
-     (p, type, n, d, count))
-PASS(clGetDeviceInfo, (void *d, uint32_t what, size_t n, void *v, size_t *size),
-     (d, what, n, v, size))
 PASS(clBuildProgram,
      (void *p, uint32_t n, void *const *d, const char *o, void (*f)(void *, void *), void *u),
      (p, n, d, o, f, u))
@@ -136,6 +136,32 @@ int32_t clReleaseEvent(void *event) {
     real("clReleaseEvent", &function);
     const int32_t code = function(event);
     return fails("clReleaseEvent") ? OUT_OF_RESOURCES : code;
+}
+
+int32_t clGetDeviceIDs(void *p, uint64_t type, uint32_t n, void **d, uint32_t *count);
+int32_t clGetDeviceIDs(void *p, uint64_t type, uint32_t n, void **d, uint32_t *count) {
+    enum { DEVICE_NOT_FOUND = -1 };
+    int32_t (*function)(void *, uint64_t, uint32_t, void **, uint32_t *);
+    real("clGetDeviceIDs", &function);
+    return fails("clGetDeviceIDs")       ? OUT_OF_RESOURCES
+           : getenv("CL_SHIM_NO_DEVICE") ? DEVICE_NOT_FOUND
+                                         : function(p, type, n, d, count);
+}
+
+int32_t clGetDeviceInfo(void *d, uint32_t what, size_t n, void *v, size_t *size);
+int32_t clGetDeviceInfo(void *d, uint32_t what, size_t n, void *v, size_t *size) {
+    enum { DEVICE_TYPE = 0x1000 };
+    static const uint64_t gpu = 4;
+    int32_t (*function)(void *, uint32_t, size_t, void *, size_t *);
+    real("clGetDeviceInfo", &function);
+    if (fails("clGetDeviceInfo")) {
+        return OUT_OF_RESOURCES;
+    }
+    const int32_t code = function(d, what, n, v, size);
+    if (code == 0 && what == DEVICE_TYPE && getenv("CL_SHIM_GPU")) {
+        memcpy(v, &gpu, sizeof gpu);
+    }
+    return code;
 }
 
 // The size of a buffer.

@@ -207,23 +207,62 @@ static void check_refusal(const char *device, const char *path, clnet_result res
     clnet_context_destroy(ctx);
 }
 
-// Writes kernels.cl with one text replaced by another.
-static bool spoil_kernels(const char *path, const char *from, const char *to) {
-    FILE *in = fopen(kernels, "rb"), *out = fopen(path, "wb");
-    char *text = calloc(1, 1 << 20);
-    bool done = in && out && text && fread(text, 1, (1 << 20) - 1, in) > 0;
-    char *at = done ? strstr(text, from) : NULL;
-    if (at) {
-        fwrite(text, 1, (size_t)(at - text), out);
-        fputs(to, out);
-        fputs(at + strlen(from), out);
+// The line of kernels.cl on which a text stands.
+static int line_of(const char *wanted) {
+    char text[1024];
+    FILE *in = fopen(kernels, "rb");
+    int line = 0;
+    for (bool found = false; in && !found && fgets(text, sizeof text, in); line++) {
+        found = strstr(text, wanted);
     }
-    free(text);
     if (in) {
         fclose(in);
     }
-    done = out && fclose(out) == 0;
-    return done && at;
+    return line;
+}
+
+// Kernels with an error near their beginning and one at their end: the whole log is told, with the
+// lines of both, and in which compiler's words.
+static void check_log(const char *path, const char *first, const char *last) {
+    clnet_context *ctx = clnet_cl_context_create(
+        &(clnet_cl_desc){.device = "opencl", .kernels = path, .no_clblast = true});
+    const clnet_cl_device *d = clnet_cl_context_device(ctx);
+    const char *error = clnet_error(ctx), *const places[2] = {first, last};
+    CHECK(clnet_context_result(ctx) == CLNET_ERROR_DEVICE && d, "%s", error);
+    const char *const words[] = {"clBuildProgram: CL_BUILD_PROGRAM_FAILURE (-11)",
+                                 "\noptions: -cl-std=CL1.2",
+                                 "\nlog:\n",
+                                 d ? d->id : "",
+                                 d ? d->name : "",
+                                 d ? d->driver : "",
+                                 d ? d->version : ""};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        CHECK(strstr(error, words[i]), "\"%s\" is not in: %s", words[i], error);
+    }
+    for (int i = 0; i < 2; i++) {
+        char line[32];
+        snprintf(line, sizeof line, ":%d:", line_of(places[i]));
+        CHECK(strstr(error, line), "line %s is not in: %s", line, error);
+    }
+    clnet_context_destroy(ctx);
+}
+
+// Copies a file with one text replaced by another; both may be the same file.
+static bool spoil(const char *from_path, const char *to_path, const char *from, const char *to) {
+    char *text = calloc(1, 1 << 20);
+    FILE *file = fopen(from_path, "rb");
+    bool done = file && text && fread(text, 1, (1 << 20) - 1, file) > 0;
+    if (file) {
+        fclose(file);
+    }
+    char *at = done ? strstr(text, from) : NULL;
+    file = at ? fopen(to_path, "wb") : NULL;
+    if (file) {
+        fprintf(file, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+        done = fclose(file) == 0;
+    }
+    free(text);
+    return done && file;
 }
 
 static void test_refusals(void) {
@@ -233,16 +272,16 @@ static void test_refusals(void) {
     check_refusal("vulkan", kernels, CLNET_ERROR_ARGUMENT, "vulkan");
     check_refusal("opencl", "/no/such/kernels.cl", CLNET_ERROR_FILE, "/no/such/kernels.cl");
     CHECK(file >= 0 &&
-              spoil_kernels(path, "kernel void relu_forward(", "kernel void relu_forward_not("),
+              spoil(kernels, path, "kernel void relu_forward(", "kernel void relu_forward_not("),
           "%s", path);
     check_refusal("opencl", path, CLNET_ERROR_DEVICE,
                   "clCreateKernel(relu_forward): CL_INVALID_KERNEL_NAME (-46)");
-    CHECK(spoil_kernels(path, "    OPEN(x);", "    OPEN(x) this is wrong"), "%s", path);
-    check_refusal("opencl", path, CLNET_ERROR_DEVICE,
-                  "clBuildProgram: CL_BUILD_PROGRAM_FAILURE (-11)");
-    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "options: -cl-std=CL1.2");
-    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "driver: ");
-    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "error: ");
+    const char *const early = "kernel void relu_forward(", *const late = "kernel void adam_step(";
+    CHECK(spoil(kernels, path, early, "kernel void relu_forward(wrong one, ") &&
+              spoil(path, path, late, "kernel void adam_step(wrong two, "),
+          "%s", path);
+    check_log(path, early, late);
+    check_refusal("opencl", path, CLNET_ERROR_DEVICE, "clBuildProgram: CL_BUILD_PROGRAM_FAILURE");
     remove(path);
 }
 
@@ -302,6 +341,52 @@ static void test_launches(void) {
     check_cuts();
     check_launches(1.0 / 8, 64, 8);
     check_launches(1.0 / 4, 96, 4);
+}
+
+// A slab of nothing, and one that is larger than what the device promises to give: each is given or
+// refused with the figures, and the context goes on.
+static void test_slabs(void) {
+    clnet_context *ctx = open_device("opencl", false);
+    const clnet__cl *cl = clnet__cl_of(ctx);
+    const size_t sizes[] = {0, (size_t)cl->info.largest_allocation + 1,
+                            (size_t)cl->info.memory + 1};
+    for (int i = 0; i < 3; i++) {
+        clnet_memory memory = {NULL, 0};
+        if (clnet__cl_alloc(ctx, &memory, sizes[i])) {
+            CHECK(i < 2, "%zu bytes were given", sizes[i]);
+            clnet__cl_free(ctx, &memory);
+        } else {
+            char needed[64], there[64];
+            snprintf(needed, sizeof needed, "%zu bytes are needed", sizes[i]);
+            snprintf(there, sizeof there, "the device has %llu",
+                     (unsigned long long)cl->info.memory);
+            CHECK(clnet_context_result(ctx) == CLNET_ERROR_MEMORY &&
+                      strstr(clnet_error(ctx), needed) && strstr(clnet_error(ctx), there),
+                  "%zu bytes: %s", sizes[i], clnet_error(ctx));
+            clnet_context_clear(ctx);
+        }
+        CHECK(cl->used == 0 && !cl->dead, "%zu bytes: %llu are in use", sizes[i],
+              (unsigned long long)cl->used);
+    }
+    outcome o;
+    CHECK(run_network(ctx, 1, &o), "afterwards: %s", clnet_error(ctx));
+    clnet_context_destroy(ctx);
+}
+
+// A graph without weights.
+static void test_weightless(void) {
+    clnet_context *ctx = open_device("opencl", false);
+    clnet_graph *g = clnet_graph_create(ctx);
+    clnet_tensor *x = clnet_input(g, "x", 1, 1, 2, 2);
+    clnet_tensor *y = clnet_tensor_keep(clnet_relu(g, x));
+    float values[4] = {1, -2, 3, -4};
+    CHECK(clnet_graph_build(g, NULL) == CLNET_OK, "%s", clnet_error(ctx));
+    clnet_tensor_set(x, values, CLNET_ORDER_TORCH);
+    clnet_graph_forward(g);
+    CHECK(clnet_tensor_get(y, values, CLNET_ORDER_TORCH) == CLNET_OK, "%s", clnet_error(ctx));
+    CHECK(values[0] + values[1] + values[2] + values[3] == 4, "%g", (double)values[0]);
+    clnet_graph_destroy(g);
+    clnet_context_destroy(ctx);
 }
 
 // Finite gradients whose squares are not finite in float32 are finite; NaN is not.
@@ -424,6 +509,8 @@ int main(int argc, char **argv) {
         test_refusals();
         test_memory();
         test_launches();
+        test_slabs();
+        test_weightless();
         test_squares();
     }
     return test_close();

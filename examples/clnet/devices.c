@@ -29,7 +29,8 @@ static void print_json(const machine *m, const clnet_context *ctx) {
     printf("], \"isa_used\": \"%s\"}", clnet_context_isa(ctx));
 }
 
-static void print_opencl_json(const clnet_cl_device *d) {
+// `tried`: a context on the device, NULL where it was only listed.
+static void print_opencl_json(const clnet_cl_device *d, const clnet_context *tried) {
     printf(", {\"device\": \"%s\", \"name\": ", d->id);
     machine_print_json(d->name);
     printf(", \"vendor\": ");
@@ -41,10 +42,17 @@ static void print_opencl_json(const clnet_cl_device *d) {
     printf(", \"kind\": \"%s\", \"memory_bytes\": %" PRIu64
            ", \"largest_allocation_bytes\": %" PRIu64 ", \"local_memory_bytes\": %" PRIu64
            ", \"compute_units\": %d, \"clock_mhz\": %d, "
-           "\"half_precision\": %s, \"double_precision\": %s, \"clblast\": %s}",
+           "\"half_precision\": %s, \"double_precision\": %s, \"clblast\": %s",
            kind_name(d), d->memory, d->largest_allocation, d->local_memory, d->compute_units,
            d->clock, d->half_precision ? "true" : "false", d->double_precision ? "true" : "false",
            clnet_cl_has_clblast() ? "true" : "false");
+    if (tried) {
+        const bool works = clnet_context_result(tried) == CLNET_OK;
+        printf(", \"works\": %s, \"%s\": ", works ? "true" : "false",
+               works ? "matrix_product" : "error");
+        machine_print_json(works ? clnet_cl_matrix_product(tried) : clnet_error(tried));
+    }
+    printf("}");
 }
 
 static void print_text(const machine *m, const clnet_context *ctx) {
@@ -62,7 +70,7 @@ static void print_text(const machine *m, const clnet_context *ctx) {
     printf(", used %s\n", clnet_context_isa(ctx));
 }
 
-static void print_opencl_text(const clnet_cl_device *d) {
+static void print_opencl_text(const clnet_cl_device *d, const clnet_context *tried) {
     char memory[MACHINE_BYTES], largest[MACHINE_BYTES], local[MACHINE_BYTES];
     printf("%s: %s (%s, %s)\n", d->id, d->name, kind_name(d), d->vendor);
     printf("  driver       %s, %s\n", d->driver, d->version);
@@ -73,35 +81,52 @@ static void print_opencl_text(const clnet_cl_device *d) {
            machine_bytes(local, d->local_memory));
     printf("  numbers      float%s%s%s\n", d->half_precision ? ", half" : "",
            d->double_precision ? ", double" : "", d->denormals ? ", denormals" : "");
+    if (tried) {
+        const bool works = clnet_context_result(tried) == CLNET_OK;
+        printf("  %-12s %s\n", works ? "works" : "BROKEN",
+               works ? clnet_cl_matrix_product(tried) : clnet_error(tried));
+    }
+}
+
+// Why there is no OpenCL device: what a context that needs one says.
+static void print_none(void) {
+    clnet_context *none = clnet_cl_context_create(&(clnet_cl_desc){.device = "opencl"});
+    printf("%s\n", clnet_error(none));
+    clnet_context_destroy(none);
 }
 
 // Every OpenCL device behind the CPU.
-static void print_opencl(bool json) {
+static void print_opencl(bool json, bool check) {
     clnet_cl_device list[MOST_DEVICES];
     const int found = clnet_cl_devices(list, MOST_DEVICES);
     for (int i = 0; i < found && i < MOST_DEVICES; i++) {
-        (json ? print_opencl_json : print_opencl_text)(&list[i]);
+        clnet_context *ctx =
+            check ? clnet_cl_context_create(&(clnet_cl_desc){.device = list[i].id}) : NULL;
+        (json ? print_opencl_json : print_opencl_text)(&list[i], ctx);
+        clnet_context_destroy(ctx);
     }
     if (json) {
         printf("]}\n");
-    } else if (!clnet_cl_has_opencl()) {
-        printf("opencl: the library (libOpenCL.so.1) is not there\n");
+    } else if (found == 0) {
+        print_none();
     } else {
-        printf(found ? "" : "opencl: no device\n");
-        printf("clblast: %s\n",
-               clnet_cl_has_clblast() ? "yes" : "no, products by clnet's own kernel");
+        printf("clblast: %s\n", !clnet_cl_has_clblast() ? "no, products by clnet's own kernel"
+                                : check                 ? "yes"
+                                                        : "yes (--check tries it)");
     }
 }
 
 bool command_devices(int argc, char **argv, bool usage, problem *p) {
-    bool json = false;
+    bool json = false, check = false;
     device_options device = {0};
     option options[] = {
         OPTION(FLAG, "--json", &json, "as one JSON object"),
+        OPTION(FLAG, "--check", &check,
+               "compile the kernels on every OpenCL device, and check CLBlast's products there"),
     };
     const size_t count = sizeof options / sizeof *options;
     if (usage) {
-        printf("usage: clnet devices [--json]\n\n");
+        printf("usage: clnet devices [--json] [--check]\n\n");
         options_print(options, count);
         return true;
     }
@@ -116,7 +141,7 @@ bool command_devices(int argc, char **argv, bool usage, problem *p) {
     }
     const machine m = machine_describe();
     (json ? print_json : print_text)(&m, ctx);
-    print_opencl(json);
+    print_opencl(json, check);
     device_close(ctx);
     return true;
 }

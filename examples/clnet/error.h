@@ -8,7 +8,7 @@ enum { EXIT_RUN = 1, EXIT_USAGE = 2 }; // the exit status of a failure at run ti
 
 typedef struct problem {
     int status;      // 0 = none yet; else the exit status that fits
-    char text[4096]; // one sentence without a newline: names the thing and what is wrong with it
+    char text[1 << 16]; // one sentence without a newline: names the thing and what is wrong with it
 } problem;
 
 // Records bad input (exit status 2). The first problem stays. Always returns false, so that a caller

@@ -1,4 +1,5 @@
 // clnet run: tensors in, tensors out. The contract for outside checks; names and shapes as PyTorch's.
+#include "clnet_cl.h"
 #include "commands.h"
 #include "network.h"
 
@@ -287,6 +288,7 @@ static bool write_output(run *r, problem *p) {
     const clnet_file_pair metadata[] = {{"device", clnet_context_device(r->ctx)},
                                         {"isa", clnet_context_isa(r->ctx)},
                                         {"threads", threads},
+                                        {"matrix_product", clnet_cl_matrix_product(r->ctx)},
                                         {"model", r->model->desc.name},
                                         {"version", CLNET_VERSION}};
     if (clnet_safetensors_write(r->ctx, r->output, r->items, r->count, metadata,
