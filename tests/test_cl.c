@@ -10,6 +10,8 @@
 #define CLNET_IMPLEMENTATION
 #define CLNET_CL_IMPLEMENTATION
 #define CLNET_CL_DYNAMIC
+#include <unistd.h>
+
 #include "../clnet_cl.h"
 
 #include "test.h"
@@ -433,42 +435,192 @@ static bool open_shim(shim *s) {
            clnet__cl_symbol(library, "cl_shim_name", &s->name);
 }
 
-// Call number n of a context's whole life fails. What only lists and describes may be survived.
-static void fail_call(const shim *s, long n) {
-    static outcome o;
-    s->fail(n);
-    clnet_context *ctx = open_device("opencl", false);
-    const bool done = run_network(ctx, 1, &o);
+// What the host has of a training: the weights before and after its step, as far as they could be
+// read, and how many times they were written to the file.
+typedef struct record {
+    float weights[2][MOST];
+    size_t count;
+    int read, written;
+} record;
+
+static clnet_result fill_weights(void *user, void *bytes) {
+    const network *n = user;
+    read_weights(n, false, bytes);
+    return clnet_context_result(clnet_graph_context(n->g));
+}
+
+// Reads the weights, and writes them to the file as a checkpoint does: from the device, one by one.
+static bool keep_weights(network *n, const char *path, record *r) {
+    clnet_context *ctx = clnet_graph_context(n->g);
+    static float weights[MOST];
+    const size_t count = read_weights(n, false, weights);
+    if (clnet_context_result(ctx) != CLNET_OK) {
+        return false;
+    }
+    memcpy(r->weights[r->read++], weights, sizeof weights);
+    r->count = count;
+    const clnet_file_item item = {
+        .name = "weights", .rank = 1, .shape = {count}, .fill = fill_weights, .user = n};
+    if (clnet_safetensors_write(ctx, path, &item, 1, NULL, 0) != CLNET_OK) {
+        return false;
+    }
+    r->written++;
+    return true;
+}
+
+// A training of one step. false: the context says why.
+static bool train_once(clnet_context *ctx, const char *path, record *r) {
+    network n;
+    memset(r, 0, sizeof *r);
+    if (open_network(&n, ctx)) {
+        set_inputs(&n);
+        if (keep_weights(&n, path, r) && clnet_train_step(n.adam, 1e-3) == CLNET_OK &&
+            isfinite(clnet_tensor_item(n.loss))) {
+            keep_weights(&n, path, r);
+        }
+    }
+    clnet_graph_destroy(n.g);
+    return clnet_context_result(ctx) == CLNET_OK;
+}
+
+// Whether the file, read on the CPU, holds these weights.
+static bool file_holds(const char *path, const float *weights, size_t count) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_tensor_file *file = clnet_tensor_file_open(ctx, path);
+    clnet_file_tensor t;
+    static float found[MOST];
+    const bool same = clnet_tensor_file_find(file, "weights", &t) &&
+                      t.bytes == count * sizeof *found && count <= MOST &&
+                      clnet_tensor_file_read(file, &t, found) == CLNET_OK &&
+                      !memcmp(found, weights, count * sizeof *found);
+    clnet_tensor_file_close(file);
+    clnet_context_destroy(ctx);
+    return same;
+}
+
+// Memory of the host that contexts have taken and not given back.
+static long blocks;
+static void *count_alloc(void *user, size_t bytes) {
+    (void)user;
+    void *block = malloc(bytes);
+    blocks += block != NULL;
+    return block;
+}
+static void count_free(void *user, void *block) {
+    (void)user;
+    blocks -= block != NULL;
+    free(block);
+}
+
+static clnet_context *open_counted(const char *path) {
+    return clnet_cl_context_create(
+        &(clnet_cl_desc){.device = "opencl",
+                         .kernels = path,
+                         .no_clblast = true,
+                         .profile = true,
+                         .base.allocator = {count_alloc, count_free, NULL}});
+}
+
+// Only the end of a context has nobody left to tell.
+static bool is_ending(const char *call) {
+    const char *const calls[] = {"clFinish", "clReleaseKernel", "clReleaseProgram",
+                                 "clReleaseCommandQueue", "clReleaseContext"};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        if (!strcmp(call, calls[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// What failed is said, the context is dead, and nothing of it is left behind.
+static void check_death(const shim *s, clnet_context *ctx, bool done, long n, const char *path) {
+    static record again;
     const char *name = s->name();
-    const bool harmless = strstr(name, "Info") || strstr(name, "IDs") || !strcmp(name, "clFinish");
-    CHECK(!done || harmless || s->calls() < n || !strncmp(name, "clRelease", 9),
-          "call %ld, %s: nothing was said", n, name);
-    if (!done && strcmp(name, "clCreateBuffer") && !harmless) {
+    if (!done) {
         CHECK(clnet_context_result(ctx) == CLNET_ERROR_DEVICE && strstr(clnet_error(ctx), name),
               "call %ld, %s: %s", n, name, clnet_error(ctx));
         clnet_context_clear(ctx);
-        CHECK(!run_network(ctx, 1, &o), "call %ld, %s: the context lives on", n, name);
+        CHECK(!train_once(ctx, path, &again) && again.read == 0,
+              "call %ld, %s: the context lives on", n, name);
+        CHECK(clnet_context_result(ctx) == CLNET_ERROR_DEVICE && strstr(clnet_error(ctx), name),
+              "call %ld, %s, the second time: %s", n, name, clnet_error(ctx));
     }
-    s->fail(-1);
     clnet_context_destroy(ctx);
+    CHECK(!done || is_ending(name), "call %ld, %s: nothing was said", n, name);
     CHECK(s->alive() == 0, "call %ld, %s: %ld objects are left", n, name, s->alive());
+    CHECK(blocks == 0, "call %ld, %s: %ld blocks of memory are left", n, name, blocks);
+    s->fail(-1);
+}
+
+// Call number n fails in the life of a context in which a network makes a training step. What the
+// host had before is as it was without the failure, in its memory and in the file.
+static void fail_call(const shim *s, long n, const char *path, const record *whole) {
+    static record r;
+    remove(path);
+    s->fail(n);
+    clnet_context *ctx = open_counted(kernels);
+    const bool done = train_once(ctx, path, &r);
+    check_death(s, ctx, done, n, path);
+    for (int i = 0; i < r.read; i++) {
+        CHECK(!memcmp(r.weights[i], whole->weights[i], sizeof r.weights[i]),
+              "call %ld: the weights read %s the step are others", n, i ? "after" : "before");
+    }
+    CHECK(r.written == 0 || file_holds(path, whole->weights[r.written - 1], whole->count),
+          "call %ld: the file is not what was written last", n);
+}
+
+// The same where the kernels do not compile, and the log is asked for.
+static void fail_build(const shim *s, long n, const char *path) {
+    s->fail(n);
+    clnet_context *ctx = open_counted(path);
+    CHECK(clnet_context_result(ctx) == CLNET_ERROR_DEVICE &&
+              (strstr(clnet_error(ctx), s->name()) || strstr(clnet_error(ctx), "clBuildProgram")),
+          "call %ld, %s: %s", n, s->name(), clnet_error(ctx));
+    clnet_context_destroy(ctx);
+    s->fail(-1);
+    CHECK(s->alive() == 0 && blocks == 0, "call %ld: %ld objects, %ld blocks are left", n,
+          s->alive(), blocks);
+}
+
+static void test_broken_builds(const shim *s, long step) {
+    char path[] = "/tmp/clnet_kernels_XXXXXX";
+    const int file = mkstemp(path);
+    CHECK(file >= 0 && spoil(kernels, path, "kernel void relu_forward(", "kernel int relu("), "%s",
+          path);
+    s->fail(-1);
+    clnet_context_destroy(open_counted(path));
+    const long calls = s->calls();
+    for (long n = 1; n <= calls; n += step) {
+        fail_build(s, n, path);
+    }
+    close(file);
+    remove(path);
 }
 
 static void test_failures(long step) {
+    char path[] = "/tmp/clnet_weights_XXXXXX";
+    static record whole;
     shim s;
-    static outcome o;
     if (!open_shim(&s)) {
         SKIP("libOpenCL.so.1 is not tests/cl_shim.c");
         return;
     }
+    const int file = mkstemp(path);
     s.fail(-1);
-    clnet_context *ctx = open_device("opencl", false);
-    CHECK(run_network(ctx, 1, &o), "%s", clnet_error(ctx));
+    clnet_context *ctx = open_counted(kernels);
+    CHECK(train_once(ctx, path, &whole), "%s", clnet_error(ctx));
     clnet_context_destroy(ctx);
+    CHECK(whole.written == 2 && file_holds(path, whole.weights[1], whole.count) &&
+              memcmp(whole.weights[0], whole.weights[1], sizeof whole.weights[0]) != 0,
+          "the step changed nothing, or the file is not its result");
     const long calls = s.calls();
     for (long n = 1; n <= calls; n += step) {
-        fail_call(&s, n);
+        fail_call(&s, n, path, &whole);
     }
+    test_broken_builds(&s, step);
+    close(file);
+    remove(path);
     printf("%ld calls, every %ld of them failed in turn\n", calls, step);
 }
 
