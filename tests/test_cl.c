@@ -517,8 +517,7 @@ static clnet_context *open_counted(const char *path) {
         &(clnet_cl_desc){.device = "opencl",
                          .kernels = path,
                          .no_clblast = true,
-                         .profile = true,
-                         .base.allocator = {count_alloc, count_free, NULL}});
+                         .base = {.profile = true, .allocator = {count_alloc, count_free, NULL}}});
 }
 
 // Only the end of a context has nobody left to tell.
