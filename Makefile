@@ -78,14 +78,24 @@ $(B)/rooms.a: $(filter-out $(B)/rooms/main.o,$(PROGRAM)) $(B)/clnet_implementati
 	rm -f $@ && $(AR) rcs $@ $^
 
 # The verifier has the library twice: in float and, for the gradient checks, in double.
-$(B)/clnet-verify: tests/verify.c tests/verify_gradient.c $(wildcard tests/verify*.h) clnet.h clnet_cl.h \
-                   $(B)/kernels.o $(B)/flags
-	$(CC) $(CFLAGS) $(OPENCL) tests/verify.c tests/verify_gradient.c $(B)/kernels.o -o $@ $(LIBS)
+$(B)/verify.o: tests/verify.c $(wildcard tests/verify*.h) tests/network_case.h clnet.h clnet_cl.h $(B)/flags
+	$(CC) $(CFLAGS) $(OPENCL) -c $< -o $@
+$(B)/verify_gradient.o: tests/verify_gradient.c $(wildcard tests/verify*.h) clnet.h $(B)/flags
+	$(CC) $(CFLAGS) -c $< -o $@
+$(B)/commit.c: force
+	@mkdir -p $(B)
+	@commit=$$([ -e .git ] && git describe --always --dirty=" with changes" 2>/dev/null); \
+	line="const char verify_commit[] = \"$$commit\";"; \
+	echo "$$line" | cmp -s - $@ || echo "$$line" > $@
+VERIFY = $(B)/verify.o $(B)/verify_gradient.o $(B)/commit.c $(B)/rooms/machine.o $(B)/kernels.o
+$(B)/clnet-verify: $(VERIFY)
+	$(CC) $(CFLAGS) $(VERIFY) -o $@ $(LIBS)
 
 $(B)/clnet_double.o: clnet.h $(B)/flags
 	printf '#define CLNET_IMPLEMENTATION\n#include "clnet.h"\n' | \
 	    $(CC) $(CFLAGS) -DCLNET_REAL=double -x c -c - -o $@
 
+$(B)/test_networks $(B)/test_networks_double: tests/network_case.h
 $(B)/test_networks_double: tests/test_networks.c tests/test.h $(B)/clnet_double.o
 	$(CC) $(CFLAGS) -DCLNET_REAL=double $< $(B)/clnet_double.o -o $@ $(LIBS)
 

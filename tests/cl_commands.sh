@@ -63,6 +63,30 @@ tensor_bytes() { echo $(($(wc -c <"$1") - 8 - $(od -An -tu8 -N8 "$1"))); }
 check "devices lists one" sh -c "'$clnet' devices | grep -q ^opencl:"
 check "devices --json" sh -c "'$clnet' devices --json | grep -q '\"device\": \"opencl:'"
 
+# What the verifier says can be passed on: head, table, the line for scripts, the verdict at the end.
+check "verify" sh -c "'$verify' --device opencl --operation relu --data '$data' >verify.txt"
+for words in "^clnet-verify .*, commit " "^device  *opencl:0.0: ." "^vendor  *." "^platform  *." \
+    "^OpenCL  *OpenCL .*driver ." "^kind .* compute units" "^memory  *." "^numbers  *float " \
+    "^products  *matrix products by" "^processor  *." "^compiler  *." "^relu  *forward  *device " \
+    "^[0-9]* passed, 0 failed, 0 skipped$"; do
+    check "verify says $words" grep -q -e "$words" verify.txt
+done
+check "verify ends with PASS" sh -c "tail -n 1 verify.txt | grep -q '^PASS: .* 0 failed, 0 skipped, on opencl:0.0: .'"
+check "verify --json" sh -c "'$verify' --device opencl --operation relu --data '$data' --json >verify.json"
+for words in '"pass": true' '"failed": 0' '"head": {' '"device": "opencl:0.0: ' '"products": "' \
+    '"operation": "relu", "check": "forward", "path": "device"' '"limit": ' '"notes": \[' '"skips": \['; do
+    check "verify --json has $words" grep -q -e "$words" verify.json
+done
+check "verify --json: as many rows as the table" test \
+    "$(grep -c '"operation"' verify.json)" = "$(grep -c '  ok    ' verify.txt)"
+check "verify --help" sh -c "'$verify' --help | grep -q -e '--device D'"
+"$verify" --device opencl --operation relu --data nowhere >skipped.txt 2>&1
+check "verify without values from PyTorch" test $? = 0
+check "verify says what was skipped, and why" grep -q "^skipped: values from PyTorch: nowhere/ops" skipped.txt
+check "verify counts it" sh -c "tail -n 1 skipped.txt | grep -q '^PASS: .* 1 skipped'"
+refused "verify: an unknown option" "--devices: unknown option" "$verify" --devices
+refused "verify: no value" "--device: needs a value" "$verify" --device
+
 expected=$data/net_resnet50_unet.expected.safetensors
 weights=$data/net_resnet50_unet.weights.safetensors
 run="--model resnet50+unet --width 1/32 --weights $weights --input $expected --device opencl"
@@ -144,6 +168,9 @@ for way in "$absent" "$none" "$bare" env; do
     check "auto, $way" $way "$clnet" run $small y_auto --device auto
     check "auto is the CPU, $way" cmp y_cpu y_auto
 done
+
+check "verify --device auto is the CPU" sh -c "'$verify' --device auto --operation relu --data '$data' |
+    tail -n 1 | grep -q '^PASS: .*, on cpu: '"
 
 # CLBlast is used only after it has proven itself; else the products are clnet's own.
 mkdir both && cp shim/libOpenCL.so.1 no_blast/* both

@@ -12,57 +12,21 @@
 #include "../clnet_cl.h"
 #endif
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
+#include "network_case.h"
 #include "test.h"
 
 #define WIDE (sizeof(clnet_real) == sizeof(double))
 
-static const char *const cases[] = {"resnet50",         "unet",    "resunet", "resnet50_unet",
-                                    "resnet50_resunet", "per_task"};
-enum { CASES = sizeof cases / sizeof *cases };
-
-typedef struct network_case {
-    const char *name, *path; // of the case; of the code that runs it
-    char weights[512], model[32];
+// A case on the path that computes it, and how far off that was.
+typedef struct path_case {
+    network_case c;
+    const char *name, *path;
     clnet_context *ctx;
-    clnet_tensor_file *expected;
-    clnet_model_desc desc;
     double worst_gradient, worst_probability;
     int close_calls; // classes and pixels too near to a tie to be compared
-} network_case;
+} path_case;
 
 static double limit_of(double narrow, double wide) { return WIDE ? wide : narrow; }
-
-// A tensor of the expected file as doubles, NULL where it has none of that name. The caller frees it.
-static double *read_expected(const network_case *c, const char *name, size_t *count) {
-    clnet_file_tensor t;
-    *count = 0;
-    if (!clnet_tensor_file_find(c->expected, name, &t)) {
-        return NULL;
-    }
-    const size_t size = clnet_dtype_size(t.dtype);
-    unsigned char *bytes = malloc((size_t)t.bytes + 1);
-    double *values = malloc((size_t)t.bytes / size * sizeof *values + 1);
-    const bool read = bytes && values && clnet_tensor_file_read(c->expected, &t, bytes) == CLNET_OK;
-    for (size_t i = 0; read && i < t.bytes / size; i++) {
-        float narrow;
-        if (t.dtype == CLNET_F32) {
-            memcpy(&narrow, bytes + 4 * i, sizeof narrow);
-            values[i] = (double)narrow;
-        } else if (t.dtype == CLNET_F64) {
-            memcpy(&values[i], bytes + 8 * i, sizeof values[i]);
-        } else {
-            values[i] = bytes[8 * i]; // labels, small numbers of 64 bits
-        }
-    }
-    *count = read ? (size_t)t.bytes / size : 0;
-    free(bytes);
-    return values;
-}
 
 // The values of a tensor, or of its gradient, in PyTorch's order.
 static double *read_tensor(clnet_tensor *t, bool gradient) {
@@ -80,20 +44,10 @@ static double *read_tensor(clnet_tensor *t, bool gradient) {
     return values;
 }
 
-static double relative_l2(const double *found, const double *expected, size_t count) {
-    double error = 0, size = 0;
-    for (size_t i = 0; i < count; i++) {
-        error += (found[i] - expected[i]) * (found[i] - expected[i]);
-        size += expected[i] * expected[i];
-    }
-    return size > 0 ? sqrt(error / size) : error;
-}
-
 // Compares numbers found with a tensor of the file; returns the relative L2 distance.
-static double distance_to(const network_case *c, const char *name, const double *found,
-                          size_t count) {
+static double distance_to(const path_case *c, const char *name, const double *found, size_t count) {
     size_t wanted;
-    double *expected = read_expected(c, name, &wanted);
+    double *expected = network_case_read(&c->c, name, &wanted);
     CHECK(expected && wanted == count, "%s, %s: %zu numbers in the file, %zu here", c->name, name,
           wanted, count);
     const double distance =
@@ -102,85 +56,13 @@ static double distance_to(const network_case *c, const char *name, const double 
     return distance;
 }
 
-static bool open_case(network_case *c, const char *data, const char *name, clnet_context *ctx,
-                      const char *path) {
-    char file[512];
-    *c = (network_case){.name = name, .path = path, .ctx = ctx};
-    snprintf(file, sizeof file, "%s/net_%s.expected.safetensors", data, name);
-    snprintf(c->weights, sizeof c->weights, "%s/net_%s.weights.safetensors", data, name);
-    c->expected = clnet_tensor_file_open(ctx, file);
-    CHECK(c->expected, "%s", clnet_error(ctx));
-    if (!c->expected) {
-        clnet_context_clear(ctx);
-        return false;
-    }
-    int n = 0, h = 0, w = 0;
-    const char *input = clnet_tensor_file_metadata(c->expected, "input");
-    const char *fusion = clnet_tensor_file_metadata(c->expected, "fusion");
-    CHECK(input && sscanf(input, "%d,3,%d,%d", &n, &h, &w) == 3, "%s: metadata", file);
-    snprintf(c->model, sizeof c->model, "%s", clnet_tensor_file_metadata(c->expected, "model"));
-    c->desc = (clnet_model_desc){
-        .name = c->model,
-        .size = {h, w},
-        .batch = n,
-        .classes = atoi(clnet_tensor_file_metadata(c->expected, "classes")),
-        .width = atof(clnet_tensor_file_metadata(c->expected, "width")),
-        .fusion = strcmp(fusion, "per-task") ? CLNET_FUSION_SHARED : CLNET_FUSION_PER_TASK};
-    return true;
-}
-
-// Gives a tensor of the model the values of the file, if both have it.
-static void set_input(const network_case *c, clnet_tensor *t, const char *name) {
-    size_t count;
-    double *values = t ? read_expected(c, name, &count) : NULL;
-    if (!values) {
-        return;
-    }
-    CHECK(count == clnet_tensor_count(t), "%s: %s", c->name, name);
-    void *numbers = malloc(count * sizeof(double));
-    for (size_t i = 0; numbers && i < count; i++) {
-        if (!strcmp(name, "label")) {
-            ((int32_t *)numbers)[i] = (int32_t)values[i];
-        } else {
-            ((clnet_real *)numbers)[i] = (clnet_real)values[i];
-        }
-    }
-    CHECK(clnet_tensor_set(t, numbers, CLNET_ORDER_TORCH) == CLNET_OK, "%s", clnet_error(c->ctx));
-    free(numbers);
-    free(values);
-}
-
-static clnet_model *open_model(network_case *c, clnet_purpose purpose) {
-    c->desc.purpose = purpose;
-    clnet_model *model = clnet_model_create(c->ctx, &c->desc);
+static clnet_model *open_model(path_case *c, clnet_purpose purpose) {
+    clnet_model *model = network_case_model(&c->c, c->ctx, purpose);
     CHECK(model, "%s: %s", c->name, clnet_error(c->ctx));
-    if (!model || clnet_model_load(model, c->weights) != CLNET_OK) {
-        CHECK(!model, "%s: %s", c->name, clnet_error(c->ctx));
+    if (!model) {
         clnet_context_clear(c->ctx);
-        clnet_model_destroy(model);
-        return NULL;
     }
-    set_input(c, model->image, "image");
-    set_input(c, model->label, "label");
-    set_input(c, model->mask, "mask");
     return model;
-}
-
-// Logits to probabilities, in place: softmax over groups of K, or the sigmoid.
-static void to_probabilities(double *z, size_t count, size_t K) {
-    for (size_t i = 0; i < count; i += K) {
-        double sum = 0, max = z[i];
-        for (size_t k = 1; k < K; k++) {
-            max = fmax(max, z[i + k]);
-        }
-        for (size_t k = 0; k < K; k++) {
-            z[i + k] = K == 1 ? 1 / (1 + exp(-z[i + k])) : exp(z[i + k] - max);
-            sum += K == 1 ? 1 : z[i + k];
-        }
-        for (size_t k = 0; k < K && K > 1; k++) {
-            z[i + k] /= sum;
-        }
-    }
 }
 
 static size_t best_of(const double *p, size_t K) {
@@ -201,12 +83,12 @@ static double margin_of(const double *p, size_t K) {
     return margin;
 }
 
-static void check_probabilities(network_case *c, clnet_tensor *logits, const char *name, size_t K) {
+static void check_probabilities(path_case *c, clnet_tensor *logits, const char *name, size_t K) {
     if (!logits) {
         return;
     }
     size_t count;
-    double *expected = read_expected(c, name, &count), *found = read_tensor(logits, false),
+    double *expected = network_case_read(&c->c, name, &count), *found = read_tensor(logits, false),
            worst = 0;
     int different = 0;
     CHECK(expected && count == clnet_tensor_count(logits), "%s: %s", c->name, name);
@@ -215,7 +97,7 @@ static void check_probabilities(network_case *c, clnet_tensor *logits, const cha
         to_probabilities(found + i, K, K);
         for (size_t k = 0; k < K; k++) {
             const double error = fabs(found[i + k] - expected[i + k]);
-            worst = error <= worst ? worst : error;
+            worst = worse_of(worst, error);
         }
         if (margin_of(expected + i, K) <= 1e-4) {
             c->close_calls++;
@@ -233,18 +115,18 @@ static void check_probabilities(network_case *c, clnet_tensor *logits, const cha
     free(found);
 }
 
-static void check_evaluation(network_case *c) {
+static void check_evaluation(path_case *c) {
     clnet_model *model = open_model(c, CLNET_INFER);
     if (model) {
         CHECK(clnet_graph_forward(model->graph) == CLNET_OK, "%s: %s", c->name,
               clnet_error(c->ctx));
-        check_probabilities(c, model->logits, "logits", (size_t)c->desc.classes);
+        check_probabilities(c, model->logits, "logits", (size_t)c->c.desc.classes);
         check_probabilities(c, model->mask_logits, "mask_logits", 1);
     }
     clnet_model_destroy(model);
 }
 
-static void check_loss(const network_case *c, clnet_tensor *loss, const char *name) {
+static void check_loss(const path_case *c, clnet_tensor *loss, const char *name) {
     if (loss) {
         const double found = clnet_tensor_item(loss);
         const double distance = distance_to(c, name, &found, 1);
@@ -254,7 +136,7 @@ static void check_loss(const network_case *c, clnet_tensor *loss, const char *na
 }
 
 // Gradients of all parameters, running statistics of all batch norms.
-static void check_weights(network_case *c, clnet_graph *g) {
+static void check_weights(path_case *c, clnet_graph *g) {
     for (int i = 0; i < clnet_graph_weights(g); i++) {
         clnet_tensor *w = clnet_graph_weight(g, i);
         const bool trainable = clnet_tensor_trainable(w);
@@ -269,7 +151,7 @@ static void check_weights(network_case *c, clnet_graph *g) {
     }
 }
 
-static void check_training(network_case *c) {
+static void check_training(path_case *c) {
     clnet_model *model = open_model(c, CLNET_TRAIN);
     if (!model) {
         return;
@@ -280,23 +162,23 @@ static void check_training(network_case *c) {
     check_loss(c, model->loss_classification, "loss.classification");
     check_loss(c, model->loss_focal, "loss.focal");
     check_loss(c, model->loss_dice, "loss.dice");
-    check_probabilities(c, model->logits, "train.logits", (size_t)c->desc.classes);
+    check_probabilities(c, model->logits, "train.logits", (size_t)c->c.desc.classes);
     check_probabilities(c, model->mask_logits, "train.mask_logits", 1);
     CHECK(clnet_graph_backward(model->graph) == CLNET_OK, "%s: %s", c->name, clnet_error(c->ctx));
     check_weights(c, model->graph);
     clnet_model_destroy(model);
 }
 
-static void check_cam(const network_case *c, clnet_model *model, clnet_cam_variant variant,
+static void check_cam(const path_case *c, clnet_model *model, clnet_cam_variant variant,
                       int stage) {
     char name[64];
     clnet_file_tensor t;
     snprintf(name, sizeof name, "cam.%s.fm%d", clnet_cam_name(variant), stage);
-    if (!clnet_tensor_file_find(c->expected, name, &t)) {
+    if (!clnet_tensor_file_find(c->c.expected, name, &t)) {
         return;
     }
     size_t labels;
-    double *label = read_expected(c, "label", &labels);
+    double *label = network_case_read(&c->c, "label", &labels);
     int *classes = malloc((labels + 1) * sizeof *classes);
     for (size_t i = 0; classes && i < labels; i++) {
         classes[i] = (int)label[i];
@@ -318,9 +200,9 @@ static void check_cam(const network_case *c, clnet_model *model, clnet_cam_varia
     free(found);
 }
 
-static void check_cams(network_case *c) {
+static void check_cams(path_case *c) {
     clnet_file_tensor t;
-    if (!clnet_tensor_file_find(c->expected, "label", &t)) {
+    if (!clnet_tensor_file_find(c->c.expected, "label", &t)) {
         return;
     }
     clnet_model *model = open_model(c, CLNET_EXPLAIN);
@@ -336,7 +218,7 @@ static void check_cams(network_case *c) {
 }
 
 // After three steps: sum(p) and sum(p cos i), relative to the sum of the terms' sizes.
-static void check_digests(const network_case *c, clnet_graph *g) {
+static void check_digests(const path_case *c, clnet_graph *g) {
     for (int i = 0; i < clnet_graph_weights(g); i++) {
         clnet_tensor *w = clnet_graph_weight(g, i);
         if (!clnet_tensor_trainable(w)) {
@@ -345,8 +227,8 @@ static void check_digests(const network_case *c, clnet_graph *g) {
         char name[256];
         size_t two;
         snprintf(name, sizeof name, "adam3.%s", clnet_tensor_name(w));
-        double *expected = read_expected(c, name, &two), *p = read_tensor(w, false), sum = 0,
-               wave = 0, size = 0;
+        double *expected = network_case_read(&c->c, name, &two), *p = read_tensor(w, false),
+               sum = 0, wave = 0, size = 0;
         CHECK(two == 2, "%s: %s", c->name, name);
         for (size_t k = 0; k < clnet_tensor_count(w); k++) {
             sum += p[k];
@@ -361,16 +243,16 @@ static void check_digests(const network_case *c, clnet_graph *g) {
     }
 }
 
-static void check_adam(network_case *c) {
+static void check_adam(path_case *c) {
     clnet_model *model = open_model(c, CLNET_TRAIN);
     size_t steps;
-    double *expected = read_expected(c, "adam.losses", &steps), worst = 0;
+    double *expected = network_case_read(&c->c, "adam.losses", &steps), worst = 0;
     CHECK(steps == 20, "%s: adam.losses", c->name);
     for (size_t t = 0; model && t < steps; t++) {
         CHECK(clnet_train_step(model->adam, 1e-3) == CLNET_OK, "%s: %s", c->name,
               clnet_error(c->ctx));
         const double error = fabs(clnet_tensor_item(model->loss) / expected[t] - 1);
-        worst = error <= worst ? worst : error;
+        worst = worse_of(worst, error);
         if (t == 2) {
             check_digests(c, model->graph);
         }
@@ -382,8 +264,12 @@ static void check_adam(network_case *c) {
 }
 
 static void check_case(const char *data, const char *name, clnet_context *ctx, const char *path) {
-    network_case c;
-    if (!open_case(&c, data, name, ctx, path)) {
+    path_case c = {.name = name, .path = path, .ctx = ctx};
+    const bool open = network_case_open(&c.c, ctx, data, name);
+    CHECK(open, "%s: %s", name, clnet_error(ctx));
+    if (!open) {
+        clnet_context_clear(ctx);
+        network_case_close(&c.c);
         return;
     }
     check_evaluation(&c);
@@ -394,15 +280,15 @@ static void check_case(const char *data, const char *name, clnet_context *ctx, c
     }
     printf("%-18s %-10s worst probability %.1e, worst gradient %.1e, %d too close to call\n", name,
            path, c.worst_probability, c.worst_gradient, c.close_calls);
-    clnet_tensor_file_close(c.expected);
+    network_case_close(&c.c);
 }
 
 #ifdef WITH_DEVICES
 static int check_device(const char *data, const char *device) {
     clnet_context *ctx = clnet_cl_context_create(&(clnet_cl_desc){.device = device});
     CHECK(clnet_context_result(ctx) == CLNET_OK, "%s", clnet_error(ctx));
-    for (int i = 0; i < CASES && clnet_context_result(ctx) == CLNET_OK; i++) {
-        check_case(data, cases[i], ctx, clnet_context_device(ctx));
+    for (int i = 0; i < NETWORK_CASES && clnet_context_result(ctx) == CLNET_OK; i++) {
+        check_case(data, network_cases[i], ctx, clnet_context_device(ctx));
     }
     clnet_context_destroy(ctx);
     return test_close();
@@ -420,8 +306,8 @@ int main(int argc, char **argv) {
     for (int reference = 0; reference < 2 - WIDE; reference++) {
         clnet_context *ctx =
             clnet_context_create(&(clnet_context_desc){.reference = reference || WIDE});
-        for (int i = 0; i < CASES; i++) {
-            check_case(data, cases[i], ctx, WIDE ? "double" : clnet_context_isa(ctx));
+        for (int i = 0; i < NETWORK_CASES; i++) {
+            check_case(data, network_cases[i], ctx, WIDE ? "double" : clnet_context_isa(ctx));
         }
         clnet_context_destroy(ctx);
     }

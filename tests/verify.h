@@ -4,6 +4,9 @@
 
 #include <stddef.h>
 
+// The commit that the program was made from, "" where that is unknown. The Makefile writes it.
+extern const char verify_commit[];
+
 // Adds one finding to the row of (operation, check, path): the case counts as passed when
 // error <= limit. `where` names the case and the worst index.
 void verify_report(const char *operation, const char *check, const char *path, double error,
