@@ -23,7 +23,7 @@ COMMANDS(X)
 #undef X
 
 // Set by SIGINT and SIGTERM to the signal's number: long work finishes its step, saves and returns.
-// A second signal ends the program at once.
+// A second signal ends the program at once. (signals.c)
 #include <signal.h>
 extern volatile sig_atomic_t command_signal;
 void command_catch_signals(void);

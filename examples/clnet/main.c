@@ -1,27 +1,10 @@
 // clnet: trains, evaluates and explains the networks of the paper. See `clnet help`.
-#define _POSIX_C_SOURCE 200809L
 #include "clnet.h"
 #include "commands.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
-
-volatile sig_atomic_t command_signal;
-
-static void on_signal(int number) {
-    if (command_signal) {
-        _exit(128 + number);
-    }
-    command_signal = number;
-}
-
-void command_catch_signals(void) {
-    struct sigaction action = {.sa_handler = on_signal};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 typedef struct command {
     const char *name, *help;
@@ -85,8 +68,6 @@ int main(int argc, char **argv) {
         return EXIT_USAGE;
     }
     command_catch_signals();
-    signal(SIGPIPE, SIG_IGN); // writing to a closed pipe is an error like any other
-    signal(SIGXFSZ, SIG_IGN); // and so is a file that grows beyond a limit
     if (!c->run(argc - 2, argv + 2, help || asks_for_help(argc - 2, argv + 2), &p)) {
         fprintf(stderr, "clnet %s: %s\n", name, p.text[0] ? p.text : "failed");
         return p.status ? p.status : EXIT_RUN;
