@@ -30,10 +30,10 @@
 // Contents (search for the mark)
 //
 //     >>devices       what there is
-//     >>context       a context on a device, what it uses
+//     >>context       a context on a device, what it uses, what the device can reach
 //     implementation: >>library, >>devices, >>tuning, >>errors, >>program, >>profile, >>memory,
 //     >>launch, then one mark per operation as in clnet.h (>>blast: convolution by CLBlast), >>backend,
-//     >>context
+//     >>peak, >>context
 #ifndef CLNET_CL_H
 #define CLNET_CL_H
 
@@ -93,6 +93,16 @@ CLNET_API const clnet_cl_device *clnet_cl_context_device(const clnet_context *ct
 
 // What makes the matrix products of a context, and why: one sentence. "" for one on the CPU.
 CLNET_API const char *clnet_cl_matrix_product(const clnet_context *ctx);
+
+// What the device reaches in two kernels that do nothing else, the best of some runs: multiply-adds
+// in registers, counted as two operations, and copying between buffers larger than its caches,
+// counted as reading and writing. `clock` gives seconds. Takes about a second and, while it runs, up
+// to 512 MiB of the device's memory.
+typedef struct clnet_cl_peak {
+    double flops, bytes; // per second
+} clnet_cl_peak;
+CLNET_API clnet_result clnet_cl_measure_peak(clnet_context *ctx, double (*clock)(void),
+                                             clnet_cl_peak *peak);
 
 #ifdef __cplusplus
 }
@@ -536,7 +546,7 @@ static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d) {
     X(focal_loss_forward) X(focal_loss_backward) X(mask_sums)                                      \
     X(mask_focal_loss_forward) X(mask_focal_loss_backward)                                         \
     X(dice_of_images) X(dice_loss_forward) X(dice_loss_backward)                                   \
-    X(weighted_add) X(adam_step)
+    X(weighted_add) X(adam_step) X(peak_multiply_add) X(peak_copy)
 
 typedef enum clnet__cl_kernel {
 #define X(name) CLNET__CL_##name,
@@ -2295,6 +2305,88 @@ static clnet_result clnet__cl_sum_of_squares(clnet_context *ctx, clnet_memory *m
         clnet__cl_free(ctx, &partial);
     }
     clnet__free(ctx, values);
+    return ctx->result;
+}
+
+// >>peak
+
+// A run of a kernel whose work grows with a number.
+typedef struct clnet__cl_effort {
+    clnet__cl_kernel kernel;
+    clnet__cl_grid grid;
+    clnet__cl_place to, from;
+    double work; // operations or bytes of a run, per unit of the number
+} clnet__cl_effort;
+
+// Runs `count` of it, to its end. Reading one number waits for the device.
+static clnet_result clnet__cl_exert(clnet_context *ctx, const clnet__cl_effort *e, size_t count) {
+    float value;
+    clnet_memory read = {e->to.slab, sizeof value};
+    if (e->kernel == CLNET__CL_peak_copy) {
+        for (size_t i = 0; i < count; i++) {
+            CLNET__CL_RUN(ctx, peak_copy, e->grid, AT(e->to), AT(e->from));
+        }
+    } else { // numbers that go to and fro about 3/4: their bits change, as those of real ones
+        CLNET__CL_RUN(ctx, peak_multiply_add, e->grid, AT(e->to), FLOAT(-0.999), FLOAT(1.5),
+                      INT(count));
+    }
+    return clnet__cl_download(ctx, &value, &read, 0, sizeof value);
+}
+
+// The best rate of some runs that take 20 ms or more each, which keeps launching below a hundredth.
+static double clnet__cl_best_rate(clnet_context *ctx, double (*clock)(void),
+                                  const clnet__cl_effort *e) {
+    enum { RUNS = 7, MOST = 1 << 24 };
+    const double least = 0.02;
+    double best = 0, seconds = 0;
+    size_t count = 1;
+    for (int run = 0; run < RUNS && ctx->result == CLNET_OK;) {
+        const double begun = clock();
+        clnet__cl_exert(ctx, e, count);
+        seconds = clock() - begun;
+        if (seconds < least && count < MOST) {
+            count *= 2;
+            continue;
+        }
+        const double rate = e->work * (double)count / seconds;
+        best = rate > best ? rate : best;
+        run++;
+    }
+    return best;
+}
+
+clnet_result clnet_cl_measure_peak(clnet_context *ctx, double (*clock)(void), clnet_cl_peak *peak) {
+    enum { CHAINS = 64, FLOATS = 4 }; // of a work-item, see kernels.cl
+    *peak = (clnet_cl_peak){0, 0};
+    if (!clnet_cl_context_device(ctx)) {
+        return clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "clnet_cl_measure_peak: no OpenCL device");
+    }
+    const clnet__cl *cl = clnet__cl_of(ctx);
+    const size_t group = (size_t)cl->tuning.elements;
+    const size_t busy = (size_t)(cl->info.compute_units * cl->tuning.groups) * group;
+    uint64_t bytes = cl->info.largest_allocation < cl->info.memory / 4 ? cl->info.largest_allocation
+                                                                       : cl->info.memory / 4;
+    bytes = bytes < 256u << 20 ? bytes : 256u << 20;
+    const size_t items = (size_t)bytes / sizeof(float) / FLOATS / group * group;
+    clnet_memory memory[2] = {{NULL, 0}, {NULL, 0}};
+    if (clnet__cl_alloc(ctx, &memory[0], items * FLOATS * sizeof(float)) &&
+        clnet__cl_alloc(ctx, &memory[1], items * FLOATS * sizeof(float))) {
+        const clnet__cl_place to = {memory[0].handle, 0}, from = {memory[1].handle, 0};
+        clnet__cl_effort e = {CLNET__CL_peak_copy, {{items, 1, 1}, {group, 1, 1}, 0}, to, from,
+                              (double)items * 2 * FLOATS * sizeof(float)};
+        clnet__cl_fill(ctx, &memory[0], 0, memory[0].bytes);
+        clnet__cl_fill(ctx, &memory[1], 0, memory[1].bytes);
+        peak->bytes = clnet__cl_best_rate(ctx, clock, &e);
+        e.kernel = CLNET__CL_peak_multiply_add;
+        e.grid.global[0] = busy < items ? busy : items;
+        e.work = (double)e.grid.global[0] * 2 * CHAINS;
+        peak->flops = clnet__cl_best_rate(ctx, clock, &e);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (memory[i].handle) {
+            clnet__cl_free(ctx, &memory[i]);
+        }
+    }
     return ctx->result;
 }
 

@@ -1580,3 +1580,31 @@ kernel void adam_step(PLACE(p), PLACE(m), PLACE(v), PLACE(g), const ulong count,
         p[i] -= shrink * p[i] + step * m[i] / (sqrt(v[i]) * root2 + eps);
     }
 }
+
+// >>peak
+// What a device can reach, for clnet_cl_measure_peak.
+
+// `rounds` steps of 64 chains of multiply-adds: as many as hide the latency of one on GPUs, and eight
+// vectors of AVX on CPUs. Grid: work-items, each with one number of y.
+kernel void peak_multiply_add(PLACE(y), const float factor, const float summand, const int rounds) {
+    OPEN(y);
+    const float16 f = factor, s = summand;
+    float16 a = (float)get_local_id(0), b = a + 1.0f, c = a + 2.0f, d = a + 3.0f;
+    for (int i = 0; i < rounds; i++) {
+        a = MULTIPLY_ADD(a, f, s);
+        b = MULTIPLY_ADD(b, f, s);
+        c = MULTIPLY_ADD(c, f, s);
+        d = MULTIPLY_ADD(d, f, s);
+    }
+    const float16 all = a + b + c + d;
+    const float8 halves = all.lo + all.hi;
+    const float4 quarters = halves.lo + halves.hi;
+    y[get_global_id(0)] = quarters.x + quarters.y + quarters.z + quarters.w;
+}
+
+// y = x. Grid: vectors of four numbers.
+kernel void peak_copy(PLACE(y), PLACE(x)) {
+    OPEN(y);
+    OPEN(x);
+    vstore4(vload4(get_global_id(0), x), get_global_id(0), y);
+}
