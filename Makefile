@@ -1,8 +1,9 @@
-# make            builds build/clnet and build/clnet-verify
+# make            builds build/clnet, build/clnet-verify and build/clnet-bench
 # make demo       draws a synthetic data set, trains, evaluates, explains; leaves build/demo/report.html
 # make test       all tests; the last line is "N passed, N failed, N skipped"
 # make test-cl    what needs an OpenCL device: PoCL on this CPU (installed), or any that is there
 # make test-kill  kills trainings at random times for some minutes
+# make bench      measures this machine: a network, its operations; leaves build/bench-*.json and a PNG
 # make examples   builds examples/01_..., 02_..., ...
 # make deps       installs the Debian packages that are missing; each of the above does it first
 # make clean      removes build/
@@ -33,7 +34,7 @@ UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_pre
         $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation \
         $(B)/test_header_static $(B)/test_header_cxx
 
-all: deps $(B)/clnet $(B)/clnet-verify
+all: deps $(B)/clnet $(B)/clnet-verify $(B)/clnet-bench
 
 # Debian packages and what each is for:
 #   libstb-dev   stb_image and stb_image_write: JPEG and PNG files (examples/ and their tests only)
@@ -46,7 +47,7 @@ deps:
 
 # Everything depends on the compiler and its flags.
 $(B)/flags: force
-	@mkdir -p $(B)/rooms
+	@mkdir -p $(B)/rooms $(B)/bench
 	@echo '$(CC) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS)' > $@
 
 # The library with its OpenCL backend, whose libraries are looked for at run time, and the kernels as
@@ -91,6 +92,16 @@ VERIFY = $(B)/verify.o $(B)/verify_gradient.o $(B)/commit.c $(B)/rooms/machine.o
 $(B)/clnet-verify: $(VERIFY)
 	$(CC) $(CFLAGS) $(VERIFY) -o $@ $(LIBS)
 
+BENCH = $(patsubst bench/%.c,$(B)/bench/%.o,$(wildcard bench/*.c))
+$(B)/bench/%.o: bench/%.c $(B)/flags
+	$(CC) $(CFLAGS) -c $< -o $@
+
+# The loops that find the peak of multiply-adds fuse them where the target can.
+$(B)/bench/peak.o: CFLAGS += -ffp-contract=fast
+
+$(B)/clnet-bench: $(BENCH) $(B)/rooms.a
+	$(CC) $(CFLAGS) $(BENCH) $(B)/rooms.a -o $@ $(LIBS)
+
 $(B)/clnet_double.o: clnet.h $(B)/flags
 	printf '#define CLNET_IMPLEMENTATION\n#include "clnet.h"\n' | \
 	    $(CC) $(CFLAGS) -DCLNET_REAL=double -x c -c - -o $@
@@ -119,7 +130,8 @@ examples: $(EXAMPLES)
 
 test: all examples $(UNITS)
 	@tests/run.sh "$(B)/clnet-verify" $(UNITS) "tests/cli_commands.sh $(B)/clnet" \
-	    "tests/cli_train.sh $(B)/clnet" "tests/cli_paper.sh $(B)/clnet" "tests/examples.sh $(B)"
+	    "tests/cli_train.sh $(B)/clnet" "tests/cli_paper.sh $(B)/clnet" \
+	    "tests/cli_bench.sh $(B)/clnet-bench" "tests/examples.sh $(B)"
 
 # 500 kills at random times: every checkpoint loads, every end is that of a training never killed.
 test-kill: all
@@ -136,7 +148,8 @@ deps-cl:
 
 test-cl: deps-cl all $(B)/test_networks $(B)/test_cl
 	@tests/run.sh "$(B)/clnet-verify --device opencl" "$(B)/test_networks tests/data opencl" \
-	    "$(B)/test_cl" "tests/cl_failures.sh $(B)/test_cl 11" "tests/cl_commands.sh $(B)/clnet"
+	    "$(B)/test_cl" "tests/cl_failures.sh $(B)/test_cl 11" "tests/cl_commands.sh $(B)/clnet" \
+	    "tests/cli_bench.sh $(B)/clnet-bench opencl"
 
 # Every call of OpenCL fails once, and every kernel under Oclgrind (Debian: oclgrind): takes minutes.
 test-cl-long: deps-cl all $(B)/test_cl
@@ -151,11 +164,16 @@ demo: all
 	    --weights $(B)/demo/best.safetensors --out $(B)/demo/explain --panel $(B)/demo/cam.png
 	@echo "the report: $(B)/demo/report.html"
 
+# Two minutes or less on a laptop; `build/clnet-bench help` for more.
+bench: all
+	$(B)/clnet-bench model --save $(B)/bench-model.json
+	$(B)/clnet-bench ops --quick --save $(B)/bench-ops.json --roofline $(B)/bench-roofline.png
+
 clean:
 	rm -rf $(B)
 
 force:
-.PHONY: all deps deps-cl examples test test-cl test-cl-long test-kill demo clean force
+.PHONY: all deps deps-cl examples test test-cl test-cl-long test-kill demo bench clean force
 .SECONDARY:
 
--include $(wildcard $(B)/*.d $(B)/rooms/*.d)
+-include $(wildcard $(B)/*.d $(B)/rooms/*.d $(B)/bench/*.d)
