@@ -57,6 +57,7 @@ static void take_desc(bench_op *o, const clnet_node *node) {
     case CLNET_OP_FOCAL_LOSS:
         o->focal_loss = node->desc.focal_loss;
         break;
+    case CLNET_OP_DROPOUT:
     case CLNET_OP_MASK_FOCAL_LOSS:
     case CLNET_OP_DICE_LOSS:
         o->value = node->desc.value;
@@ -178,6 +179,11 @@ static clnet_tensor *build_op(bench_op_run *r) {
         return clnet_add(g, x, r->in[1]);
     case CLNET_OP_SCALE_CHANNELS:
         return clnet_scale_channels(g, x, r->in[1]);
+    case CLNET_OP_ATTENTION_RESIDUAL:
+        return clnet_attention_residual(g, x, r->in[1],
+                                        &(clnet_attention_residual_desc){.name = "op"});
+    case CLNET_OP_DROPOUT:
+        return clnet_dropout(g, x, o->value);
     case CLNET_OP_FOCAL_LOSS:
         return clnet_focal_loss(g, x, r->in[1], &o->focal_loss);
     case CLNET_OP_MASK_FOCAL_LOSS:
@@ -205,7 +211,9 @@ static void build_inputs(bench_op_run *r) {
         const int *s = o->in[i];
         r->in[i] = is_label(o, i) ? clnet_input_labels(r->graph, names[i], s[0])
                                   : clnet_input(r->graph, names[i], s[0], s[1], s[2], s[3]);
-        if (r->pass == BENCH_BACKWARD_DATA && !is_label(o, i) && !is_mask(o, i)) {
+        // Dropout is built as in training even for its forward pass, which takes a gradient.
+        const bool wanted = r->pass == BENCH_BACKWARD_DATA || o->op == CLNET_OP_DROPOUT;
+        if (wanted && !is_label(o, i) && !is_mask(o, i)) {
             clnet_tensor_require_grad(r->in[i]);
         }
     }
@@ -234,9 +242,10 @@ bool bench_op_open(bench_op_run *r, clnet_context *ctx, const bench_op *op, benc
     *r = (bench_op_run){.op = op, .pass = pass, .graph = clnet_graph_create(ctx)};
     build_inputs(r);
     r->out = clnet_tensor_keep(build_op(r));
-    // In evaluation batch norm is no operation of its own, so it is measured as in training.
+    // In evaluation batch norm and dropout do other things, so they are measured as in training.
     const bool norm = op->op == CLNET_OP_BATCH_NORM;
-    const clnet_build_desc desc = {.loss = pass == BENCH_FORWARD && !norm ? NULL : r->out,
+    const bool training = norm || op->op == CLNET_OP_DROPOUT;
+    const clnet_build_desc desc = {.loss = pass == BENCH_FORWARD && !training ? NULL : r->out,
                                    .no_weight_grad = pass == BENCH_BACKWARD_DATA && !norm,
                                    .seed = 1};
     if (clnet_graph_plan(r->graph, &desc, &r->plan) != CLNET_OK ||

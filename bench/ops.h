@@ -16,7 +16,7 @@ typedef struct bench_op {
     clnet_batch_norm_desc batch_norm;
     clnet_pool2d_desc pool2d;
     clnet_focal_loss_desc focal_loss;
-    double value; // gamma, smooth
+    double value; // p, gamma, smooth
     bool align_corners;
 } bench_op;
 
