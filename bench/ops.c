@@ -180,7 +180,9 @@ static void measure_child(void *arg, int to) {
     for (int i = w->first; i < c->job_count; i++) {
         bench_row row = bench_row_new();
         if (!ctx || !measure_job(c, &c->jobs[i], ctx, w->device, &row)) {
-            row.status = BENCH_FAILED;
+            // What the library refuses, such as batch norm over one value, is not there to measure.
+            const bool refused = ctx && clnet_context_result(ctx) == CLNET_ERROR_ARGUMENT;
+            row.status = refused ? BENCH_NA : BENCH_FAILED;
             snprintf(row.why, sizeof row.why, "%.*s", (int)sizeof row.why - 1,
                      ctx ? clnet_error(ctx) : p.text);
             clnet_context_clear(ctx);
