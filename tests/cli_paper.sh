@@ -114,6 +114,13 @@ check "counts the missing rows" grep -q "1 of 3 rows are missing" err
 check "the other row is measured again" test -s broken/resnet50/result.txt
 check "the report says what is missing" grep -q "UNet, seed 1, is missing" broken/report.html
 
+# A pretrained branch is read by the networks that have it; a file that does not fit is their failure.
+"$clnet" paper data $recipe --epochs 1 $few --pretrained-resnet50 job/unet/last.safetensors --out pretrained >out 2>err
+check "status of weights that do not fit" test $? = 1
+check "names their file" grep -q "resnet50, seed 1: .*job/unet/last.safetensors" err
+check "2 rows want them" grep -q "2 of 3 rows are missing" err
+check "they are among the settings" grep -q "^pretrained-resnet50 = job/unet/last.safetensors" pretrained/paper.txt
+
 # The split: the test images where they have masks and labels, else the validation images.
 "$clnet" synth --out all --train 6 --validation 3 --test 3 --size 48x40 --seed 3 >/dev/null 2>&1
 "$clnet" paper all $recipe --epochs 1 --models unet --out test >out 2>err
@@ -146,6 +153,8 @@ check "nothing was made for refused jobs" test ! -e new
 refused "other epochs" "--epochs 2: the job in job has 1" "$clnet" paper --out job --epochs 2
 refused "another width" "--width" "$clnet" paper --out job --width 1/16
 refused "another split" "--split test" "$clnet" paper all --out job --split test
+refused "other pretrained weights" "--pretrained-resnet50 other: the job in job has none" \
+    "$clnet" paper --out job --pretrained-resnet50 other
 refused "other images" "other images" "$clnet" paper all --out job
 refused "a file in the way" "job/tables.csv" "$clnet" paper data --out job/tables.csv --models unet
 cp -r before spoilt

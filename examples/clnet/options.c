@@ -234,7 +234,7 @@ void options_format(const option *o, char text[OPTION_TEXT_SIZE]) {
         snprintf(text, size, "%dx%d", ((int *)o->value)[0], ((int *)o->value)[1]);
         break;
     case OPTION_TEXT:
-        snprintf(text, size, "%s", *(const char **)o->value);
+        snprintf(text, size, "%s", *(const char **)o->value ? *(const char **)o->value : "");
         break;
     case OPTION_CHOICE:
         snprintf(text, size, "%s", o->choices[*(int *)o->value]);

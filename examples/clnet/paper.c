@@ -49,6 +49,7 @@ typedef struct paper {
     option_list alpha, weights;
     uint64_t seed;
     const char *data_path, *out, *models;
+    const char *resnet50, *inception_v3; // files of pretrained encoders; NULL: none
     option *options;
     size_t recipe; // the first so many options are those of `clnet train`, kept in paper.txt
     size_t kept;   // the next, up to here, are kept there and must agree too
@@ -73,6 +74,9 @@ static bool restore_settings(paper *x, const char *path, problem *p) {
         option *o = &x->options[i];
         const char *text = notes_find(&x->notes, o->name + 2);
         char given[OPTION_TEXT_SIZE];
+        if (!text && o->kind == OPTION_TEXT) {
+            text = ""; // none
+        }
         if (!text && i < x->kept) {
             return problem_input(p, "%s: has no line for %s", path, o->name + 2);
         }
@@ -239,6 +243,7 @@ static bool plan_row(paper *x, row *r, problem *p) {
     clnet_model_desc d = network_desc(&x->network, CLNET_TRAIN, x->batch);
     d.name = r->model;
     d.plan_only = true;
+    d.raw_image = true; // as a training has it
     clnet_model *m = clnet_model_create(x->ctx, &d);
     if (!m) {
         if (options_find(x->options, x->count, "--models")->given) {
@@ -319,6 +324,13 @@ static void arguments_free(arguments *a) {
     }
 }
 
+// The pretrained classification branch of a row; NULL: none. As the paper, no other branch has one.
+static const char *pretrained_of(const paper *x, const row *r) {
+    return !result_classifies(r->model)                                    ? NULL
+           : !strncmp(r->model, "inception_v3", sizeof "inception_v3" - 1) ? x->inception_v3
+                                                                           : x->resnet50;
+}
+
 static bool make_arguments(const paper *x, const row *r, bool resume, arguments *a, problem *p) {
     char seed[32];
     for (size_t i = 0; i < x->recipe; i++) {
@@ -332,6 +344,9 @@ static bool make_arguments(const paper *x, const row *r, bool resume, arguments 
     add_argument(a, "--seed", seed);
     add_argument(a, "--model", r->model);
     add_argument(a, resume ? "--resume" : "--out", r->folder);
+    if (!resume && pretrained_of(x, r)) {
+        add_argument(a, "--pretrained-cls", pretrained_of(x, r));
+    }
     if (x->device.device) {
         add_argument(a, "--device", x->device.device);
     }
@@ -397,12 +412,12 @@ static void show_measuring(void *user, size_t done, size_t total) {
     progress_update(&x->bar, (size_t)(x->done + trained + r->per_image / 3 * (double)done), text);
 }
 
-static bool measure_row(paper *x, row *r, problem *p) {
-    char weights[DISK_PATH], images_folder[DISK_PATH], path[DISK_PATH];
-    const char *checkpoint = checkpoint_of(x);
-    evaluation e = evaluation_empty();
+// The figures of these weights, and the files they leave.
+static bool measure_weights(paper *x, row *r, const char *weights, problem *p) {
+    char folder[DISK_PATH];
     cache images = {.file = -1};
-    const cache_desc how = {.dir = images_folder,
+    evaluation e = evaluation_empty();
+    const cache_desc how = {.dir = folder,
                             .height = x->network.size[0],
                             .width = x->network.size[1],
                             .threads = clnet_context_threads(x->ctx),
@@ -412,23 +427,37 @@ static bool measure_row(paper *x, row *r, problem *p) {
                                .out = r->folder,
                                .progress = show_measuring,
                                .user = x};
-    clnet_model *m = NULL;
-    bool ok = disk_join(weights, r->folder, checkpoint, p) &&
-              disk_join(images_folder, x->out, "images", p) &&
-              cache_open(&images, &x->data, &how, p);
-    if (ok) {
-        m = network_open(x->ctx, weights, &x->network, NULL, 0, CLNET_INFER, x->batch, false, p);
-        ok = m && measure_network(m, &desc, &e, &r->result, p);
-        clnet_model_destroy(m);
+    if (!disk_join(folder, x->out, "images", p) || !cache_open(&images, &x->data, &how, p)) {
+        return false;
     }
+    clnet_model *m =
+        network_open(x->ctx, weights, &x->network, NULL, 0, CLNET_INFER, x->batch, false, p);
+    const bool ok = m && measure_network(m, &desc, &e, &r->result, p);
+    clnet_model_destroy(m);
     evaluation_free(&e);
     cache_close(&images);
-    if (ok && result_classifies(r->model)) {
-        m = network_open(x->ctx, weights, &x->network, NULL, 0, CLNET_EXPLAIN, 1, false, p);
-        ok = m && measure_maps(m, &x->data, r->folder, p);
-        clnet_model_destroy(m);
+    return ok;
+}
+
+// The activation maps, for which the network is opened once more: they need gradients.
+static bool explain_weights(const paper *x, const row *r, const char *weights, problem *p) {
+    if (!result_classifies(r->model)) {
+        return true;
     }
-    clnet_context_clear(x->ctx);
+    clnet_model *m =
+        network_open(x->ctx, weights, &x->network, NULL, 0, CLNET_EXPLAIN, 1, false, p);
+    const bool ok = m && measure_maps(m, &x->data, r->folder, p);
+    clnet_model_destroy(m);
+    return ok;
+}
+
+// Measures a row that is trained; result.txt comes last.
+static bool measure_row(paper *x, row *r, problem *p) {
+    char weights[DISK_PATH], path[DISK_PATH];
+    const char *checkpoint = checkpoint_of(x);
+    const bool ok = disk_join(weights, r->folder, checkpoint, p) &&
+                    measure_weights(x, r, weights, p) && explain_weights(x, r, weights, p);
+    clnet_context_clear(x->ctx); // a row's failure stays its own
     snprintf(r->result.checkpoint, sizeof r->result.checkpoint, "%s", checkpoint);
     r->result.training_bytes = (double)r->planned;
     r->measured = ok && read_log(r, p) && disk_join(path, r->folder, "result.txt", p) &&
@@ -521,16 +550,18 @@ static bool write_report(const paper *x, const tables *t, problem *p) {
         "Feature fusion for segmentation and classification of skin lesions";
     figures_network networks[MAX_MODELS];
     const char *rows[SETTINGS][2];
-    char values[SETTINGS][OPTION_TEXT_SIZE], lead[512];
+    char values[SETTINGS][OPTION_TEXT_SIZE], times[64] = "once", lead[512];
     const figures f = {x->ctx, &x->data, networks, list_networks(x, networks)};
-    snprintf(
-        lead, sizeof lead,
-        "%zu networks, each trained %d time%s on %zu images and measured on the %zu images of the "
-        "%s split, with the weights of %s.",
-        f.count, x->seeds, x->seeds > 1 ? "s (mean ± standard deviation)" : "", x->training.count,
-        x->data.count, x->data.split,
-        strcmp(checkpoint_of(x), "best.safetensors") ? "the last epoch"
-                                                     : "the best epoch on the validation split");
+    if (x->seeds > 1) {
+        snprintf(times, sizeof times, "%d times (mean ± standard deviation)", x->seeds);
+    }
+    snprintf(lead, sizeof lead,
+             "%zu networks, each trained %s on %zu images and measured on the %zu images of the %s "
+             "split, with the weights of %s.",
+             f.count, times, x->training.count, x->data.count, x->data.split,
+             strcmp(checkpoint_of(x), "best.safetensors")
+                 ? "the last epoch"
+                 : "the best epoch on the validation split");
     const summary s = {.out = x->out,
                        .title = title,
                        .lead = lead,
@@ -658,6 +689,9 @@ bool command_paper(int argc, char **argv, bool usage, problem *p) {
                   "measured on (default: test if it has masks and labels, else validation)"),
         OPTION_OF(checkpoint_choices, "--checkpoint", &x.checkpoint,
                   "weights measured (default: best on the test split, else last)"),
+        OPTION(TEXT, "--pretrained-resnet50", &x.resnet50,
+               "torchvision's weights for the classification branch"),
+        OPTION(TEXT, "--pretrained-inception_v3", &x.inception_v3, "the same for Inception v3"),
         OPTION(TEXT, "--models", &x.models, "networks, as unet,resnet50+unet (default: all eight)"),
         OPTION_RANGE(INT, "--seeds", &x.seeds, 1, 100, "trainings of each network (default: 1)"),
         OPTION(TEXT, "--out", &x.out, "folder for everything (required)"),

@@ -130,7 +130,7 @@ static const char style[] =
     "var(--line)}"
     "th{background:var(--band);font-weight:600;vertical-align:bottom}"
     ".n{text-align:right;white-space:nowrap}th.n{white-space:normal}"
-    ".data td{white-space:nowrap}"
+    ".data td{white-space:nowrap}table:not(.data) td{overflow-wrap:anywhere}"
     "tr.next td{border-top:2px solid var(--line)}"
     ".note,figcaption{color:var(--soft);font-size:.88rem;max-width:46rem}"
     "figure{margin:1.4em 0}img{display:block;max-width:100%;height:auto}"
