@@ -8694,6 +8694,35 @@ static bool clnet__pickle_run(clnet__pth *p, clnet__cell *value) {
 
 // >>files: pth: parts
 
+// A name from a file as it may stand in a message.
+typedef struct clnet__shown {
+    char text[80];
+} clnet__shown;
+
+static clnet__shown clnet__show(const unsigned char *name, size_t length) {
+    clnet__shown shown;
+    snprintf(shown.text, sizeof shown.text, "%.*s", (int)(length < 79 ? length : 79),
+             (const char *)name);
+    clnet__printable(shown.text, sizeof shown.text, shown.text);
+    return shown;
+}
+
+// Records what stands at a byte of the file, or what is wrong with the part or tensor of a name.
+static bool clnet__pth_fail(const clnet__pth *p, clnet_result result, uint64_t at, const char *name,
+                            const char *what, uint64_t found, uint64_t expected) {
+    clnet__fail(p->f->ctx, result, CLNET__PATH ": byte %llu%s%s%s: %s %llu, expected %llu",
+                p->f->path, (unsigned long long)at, name != NULL ? ", \"" : "",
+                name != NULL ? name : "", name != NULL ? "\"" : "", what, (unsigned long long)found,
+                (unsigned long long)expected);
+    return false;
+}
+
+static bool clnet__part_fail(const clnet__pth *p, clnet_result result, const clnet__part *part,
+                             uint64_t at, const char *what, uint64_t found, uint64_t expected) {
+    return clnet__pth_fail(p, result, at, clnet__show(part->name, part->length).text, what, found,
+                           expected);
+}
+
 static int clnet__name_order(const unsigned char *a, size_t m, const unsigned char *b, size_t n) {
     const int order = memcmp(a, b, m < n ? m : n);
     return order != 0 ? order : (m > n) - (m < n);
@@ -8703,12 +8732,6 @@ static int clnet__part_by_name(const void *a, const void *b, const void *user) {
     const clnet__part *x = (const clnet__part *)a, *y = (const clnet__part *)b;
     (void)user;
     return clnet__name_order(x->name, x->length, y->name, y->length);
-}
-
-static int clnet__part_by_header(const void *a, const void *b, const void *user) {
-    const clnet__part *x = (const clnet__part *)a, *y = (const clnet__part *)b;
-    (void)user;
-    return (x->header > y->header) - (x->header < y->header);
 }
 
 // By bisection; NULL: there is none.
@@ -8731,21 +8754,8 @@ static clnet__part *clnet__part_find(const clnet__pth *p, const unsigned char *n
     return NULL;
 }
 
-// Records what is wrong with the part of a name, or with the byte of the file.
-static bool clnet__part_fail(const clnet__pth *p, clnet_result result, const unsigned char *name,
-                             size_t length, uint64_t at, const char *what, uint64_t found,
-                             uint64_t expected) {
-    char text[100];
-    snprintf(text, sizeof text, "%.*s", (int)(length < 99 ? length : 99), (const char *)name);
-    clnet__printable(text, sizeof text, text);
-    clnet__fail(p->f->ctx, result, CLNET__PATH ": byte %llu, \"%s\": %s %llu, expected %llu",
-                p->f->path, (unsigned long long)at, text, what, (unsigned long long)found,
-                (unsigned long long)expected);
-    return false;
-}
-
 // >>files: pth: the zip file
-// Numbers stand in it at fixed places, little endian; all ones mean that 64 bits stand elsewhere.
+// Its records are tables of little-endian numbers at fixed places.
 
 enum { CLNET__ZIP_LOCAL = 30, CLNET__ZIP_CENTRAL = 46, CLNET__ZIP_END = 22 };
 enum { CLNET__ZIP_LOCATOR = 20, CLNET__ZIP_END64 = 56 };
@@ -8755,30 +8765,33 @@ enum { CLNET__ZIP_LOCATOR = 20, CLNET__ZIP_END64 = 56 };
 #define CLNET__ZIP_END64_MAGIC      0x06064B50u
 #define CLNET__ZIP_LOCATOR_MAGIC    0x07064B50u
 #define CLNET__ZIP_DESCRIPTOR_MAGIC 0x08074B50u
-#define CLNET__ZIP_DESCRIPTOR       0x0008u // flag: sizes and sum stand behind the bytes
+#define CLNET__ZIP_DESCRIPTOR       0x0008u // flag: sum and sizes stand behind the bytes
 #define CLNET__ZIP_UTF8             0x0800u // flag
 
-static bool clnet__zip_fail(const clnet__pth *p, clnet_result result, uint64_t at, const char *what,
-                            uint64_t found, uint64_t expected) {
-    clnet__fail(p->f->ctx, result,
-                CLNET__PATH ": byte %llu of the zip file: %s %llu, expected %llu", p->f->path,
-                (unsigned long long)at, what, (unsigned long long)found,
-                (unsigned long long)expected);
-    return false;
+// A number of a record: where it stands, its bytes, what it has to be.
+typedef struct clnet__zip_field {
+    size_t offset, bytes;
+    uint64_t expected;
+    const char *what;
+} clnet__zip_field;
+
+// Checks the fields of a record that stands at a place of the file.
+static bool clnet__zip_check(const clnet__pth *p, const char *name, uint64_t at,
+                             const unsigned char *record, const clnet__zip_field *fields,
+                             size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const clnet__zip_field *field = &fields[i];
+        const uint64_t found = clnet__load_bytes(record + field->offset, field->bytes);
+        if (found != field->expected) {
+            return clnet__pth_fail(p, CLNET_ERROR_SYNTAX, at + field->offset, name, field->what,
+                                   found, field->expected);
+        }
+    }
+    return true;
 }
 
-// Whether a number of the zip file is what it has to be.
-static bool clnet__zip_is(const clnet__pth *p, uint64_t at, const char *what, uint64_t found,
-                          uint64_t expected) {
-    return found == expected || clnet__zip_fail(p, CLNET_ERROR_SYNTAX, at, what, found, expected);
-}
-
-// A 32-bit number that is what it has to be, or all ones where zip64 records say it.
-static bool clnet__zip_is32(const clnet__pth *p, uint64_t at, const char *what, uint64_t found,
-                            uint64_t expected) {
-    return (found == UINT32_MAX && expected != UINT32_MAX) ||
-           clnet__zip_is(p, at, what, found, expected & UINT32_MAX);
-}
+#define CLNET__ZIP_CHECK(p, name, at, record, fields)                                              \
+    clnet__zip_check(p, name, at, record, fields, sizeof(fields) / sizeof *(fields))
 
 // CRC-32 as zip files have it: the polynomial 0xEDB88320, reflected. The table has a row for each of the
 // eight bytes that are taken at a time.
@@ -8825,107 +8838,83 @@ typedef struct clnet__zip_end {
     uint64_t at; // of the end record, or of zip64's before it
 } clnet__zip_end;
 
-// Replaces what stands in the end record by zip64's records, if they stand before it.
-static bool clnet__zip_read_end64(clnet__pth *p, clnet__zip_end *end) {
-    unsigned char bytes[CLNET__ZIP_END64 + CLNET__ZIP_LOCATOR], *locator = bytes + CLNET__ZIP_END64;
-    const uint64_t at = end->at - sizeof bytes;
-    if (end->at < sizeof bytes) {
+// PyTorch writes zip64's end record and its locator too. They have to say the same as the end record,
+// so that files from 4 GiB on are refused.
+static bool clnet__zip_check_end64(clnet__pth *p, clnet__zip_end *end) {
+    unsigned char s[CLNET__ZIP_END64 + CLNET__ZIP_LOCATOR];
+    const uint64_t at = end->at - sizeof s;
+    if (end->at < sizeof s) {
         return true;
     }
-    if (!clnet__file_read(p->f, at, bytes, sizeof bytes)) {
+    if (!clnet__file_read(p->f, at, s, sizeof s)) {
         return false;
     }
-    if (clnet__load_bytes(locator, 4) != CLNET__ZIP_LOCATOR_MAGIC) {
+    if (clnet__load_bytes(s + CLNET__ZIP_END64, 4) != CLNET__ZIP_LOCATOR_MAGIC) {
         return true;
     }
-    const clnet__zip_end end64 = {clnet__load_bytes(bytes + 48, 8),
-                                  clnet__load_bytes(bytes + 40, 8),
-                                  clnet__load_bytes(bytes + 32, 8), at};
-    if (!clnet__zip_is(p, at + 60, "zip64: disk", clnet__load_bytes(locator + 4, 4), 0) ||
-        !clnet__zip_is(p, at + 64, "zip64: its end record at", clnet__load_bytes(locator + 8, 8),
-                       at) ||
-        !clnet__zip_is(p, at + 72, "zip64: disks:", clnet__load_bytes(locator + 16, 4), 1) ||
-        !clnet__zip_is(p, at, "zip64: magic", clnet__load_bytes(bytes, 4),
-                       CLNET__ZIP_END64_MAGIC) ||
-        !clnet__zip_is(p, at + 4, "zip64: bytes of its end record:",
-                       clnet__load_bytes(bytes + 4, 8), CLNET__ZIP_END64 - 12) ||
-        !clnet__zip_is(p, at + 16, "zip64: disks:", clnet__load_bytes(bytes + 16, 8), 0) ||
-        !clnet__zip_is(p, at + 24, "zip64: entries of this disk:", clnet__load_bytes(bytes + 24, 8),
-                       end64.entries) ||
-        (end->entries != UINT16_MAX &&
-         !clnet__zip_is(p, at + 32, "zip64: entries:", end64.entries, end->entries)) ||
-        !clnet__zip_is32(p, at + 40, "zip64: bytes of the directory:", end->bytes, end64.bytes) ||
-        !clnet__zip_is32(p, at + 48, "zip64: directory at", end->begin, end64.begin)) {
-        return false;
+    if (end->entries == UINT16_MAX) { // does not fit the end record
+        end->entries = clnet__load_bytes(s + 32, 8);
     }
-    *end = end64;
-    return true;
+    const clnet__zip_field fields[] = {
+        {60, 4, 0, "zip64: disk"},
+        {64, 8, at, "zip64: its end record at"},
+        {72, 4, 1, "zip64: disks:"},
+        {0, 4, CLNET__ZIP_END64_MAGIC, "zip64: magic"},
+        {4, 8, CLNET__ZIP_END64 - 12, "zip64: bytes of its end record:"},
+        {16, 8, 0, "zip64: disks:"},
+        {24, 8, end->entries, "zip64: entries of this disk:"},
+        {32, 8, end->entries, "zip64: entries:"},
+        {40, 8, end->bytes, "zip64: bytes of the directory:"},
+        {48, 8, end->begin, "zip64: directory at"},
+    };
+    end->at = at;
+    return CLNET__ZIP_CHECK(p, NULL, at, s, fields);
 }
 
 // A comment behind the end record is refused: it could hold another end record.
 static bool clnet__zip_read_end(clnet__pth *p, clnet__zip_end *end) {
-    unsigned char bytes[CLNET__ZIP_END];
+    unsigned char s[CLNET__ZIP_END];
     uint64_t behind;
-    if (p->f->size < sizeof bytes) {
-        return clnet__zip_fail(p, CLNET_ERROR_TRUNCATED, 0, "bytes in all:", p->f->size,
-                               sizeof bytes);
+    if (p->f->size < sizeof s) {
+        return clnet__pth_fail(p, CLNET_ERROR_TRUNCATED, 0, NULL, "bytes in all:", p->f->size,
+                               sizeof s);
     }
-    end->at = p->f->size - sizeof bytes;
-    if (!clnet__file_read(p->f, end->at, bytes, sizeof bytes) ||
-        !clnet__zip_is(p, end->at, "end record (in the last 22 bytes): magic",
-                       clnet__load_bytes(bytes, 4), CLNET__ZIP_END_MAGIC) ||
-        !clnet__zip_is(p, end->at + 20, "bytes of comment:", clnet__load_bytes(bytes + 20, 2), 0) ||
-        !clnet__zip_is(p, end->at + 4, "disks:", clnet__load_bytes(bytes + 4, 4), 0) ||
-        !clnet__zip_is(p, end->at + 8, "entries of this disk:", clnet__load_bytes(bytes + 8, 2),
-                       clnet__load_bytes(bytes + 10, 2))) {
+    end->at = p->f->size - sizeof s;
+    if (!clnet__file_read(p->f, end->at, s, sizeof s)) {
         return false;
     }
-    end->entries = clnet__load_bytes(bytes + 10, 2);
-    end->bytes = clnet__load_bytes(bytes + 12, 4);
-    end->begin = clnet__load_bytes(bytes + 16, 4);
-    return clnet__zip_read_end64(p, end) &&
-           clnet__zip_is(p, end->at, "end of the directory:",
-                         clnet__add64(end->begin, end->bytes, &behind) ? behind : UINT64_MAX,
-                         end->at);
-}
-
-// Takes what did not fit 32 bits from the extra field of zip64: the sizes, the place of the header.
-static void clnet__zip_extra64(clnet__part *part, uint64_t *stored, const unsigned char *extra,
-                               size_t left) {
-    uint64_t *const wanted[] = {&part->bytes, stored, &part->header};
-    while (left >= 4) {
-        const size_t id = (size_t)clnet__load_bytes(extra, 2);
-        size_t n = (size_t)clnet__load_bytes(extra + 2, 2);
-        extra += 4;
-        left -= 4;
-        n = n < left ? n : left;
-        for (size_t i = 0, at = 0; id == 1 && i < 3; i++) {
-            if (*wanted[i] == UINT32_MAX && at + 8 <= n) {
-                *wanted[i] = clnet__load_bytes(extra + at, 8);
-                at += 8;
-            }
-        }
-        extra += n;
-        left -= n;
+    end->entries = clnet__load_bytes(s + 10, 2);
+    end->bytes = clnet__load_bytes(s + 12, 4);
+    end->begin = clnet__load_bytes(s + 16, 4);
+    const clnet__zip_field fields[] = {
+        {0, 4, CLNET__ZIP_END_MAGIC, "end record (in the last 22 bytes): magic"},
+        {20, 2, 0, "bytes of comment:"},
+        {4, 4, 0, "disks:"},
+        {8, 2, end->entries, "entries of this disk:"},
+    };
+    if (!CLNET__ZIP_CHECK(p, NULL, end->at, s, fields) || !clnet__zip_check_end64(p, end)) {
+        return false;
     }
+    if (!clnet__add64(end->begin, end->bytes, &behind) || behind != end->at) {
+        return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, end->at, NULL,
+                               "end of the directory:", behind, end->at);
+    }
+    return true;
 }
 
-// A name is a relative path without "." and ".." in it, below a length, in UTF-8.
-static bool clnet__zip_check_name(const clnet__pth *p, const clnet__part *part, uint64_t at) {
-    const unsigned char *s = part->name;
-    bool good = part->length > 0 && part->length <= CLNET_FILE_MAX_NAME &&
-                clnet__utf8_end((const char *)s, part->length) == part->length &&
-                memchr(s, 0, part->length) == NULL && memchr(s, '\\', part->length) == NULL;
-    for (size_t i = 0, begin = 0; good && i <= part->length; i++) {
-        if (i == part->length || s[i] == '/') {
+// A relative path without "." and ".." in it, not too long, in UTF-8.
+static bool clnet__zip_is_path(const unsigned char *s, size_t length) {
+    bool good = length > 0 && length <= CLNET_FILE_MAX_NAME &&
+                clnet__utf8_end((const char *)s, length) == length &&
+                memchr(s, 0, length) == NULL && memchr(s, '\\', length) == NULL;
+    for (size_t i = 0, begin = 0; good && i <= length; i++) {
+        if (i == length || s[i] == '/') {
             const size_t n = i - begin;
             good = n > 0 && !(s[begin] == '.' && (n == 1 || (n == 2 && s[begin + 1] == '.')));
             begin = i + 1;
         }
     }
-    return good || clnet__part_fail(p, CLNET_ERROR_SYNTAX, s, part->length, at,
-                                    "not a relative path in UTF-8; its bytes:", part->length,
-                                    CLNET_FILE_MAX_NAME);
+    return good;
 }
 
 // Whether the name of a part ends with this.
@@ -8934,7 +8923,7 @@ static bool clnet__part_ends(const clnet__part *part, const char *end) {
     return part->length >= n && memcmp(part->name + part->length - n, end, n) == 0;
 }
 
-// Programs have code beside the pickle.
+// TorchScript has code beside the pickle, and constants.
 static bool clnet__zip_is_script(const clnet__part *part) {
     static const char code[] = "/code/";
     bool found = clnet__part_ends(part, "/constants.pkl");
@@ -8944,62 +8933,70 @@ static bool clnet__zip_is_script(const clnet__part *part) {
     return found;
 }
 
-// Reads the entry of the directory at *at, and moves *at on.
-static bool clnet__zip_entry(clnet__pth *p, const clnet__zip_end *end, size_t *at) {
-    const unsigned char *s = p->directory + *at;
-    const uint64_t place = end->begin + *at, left = end->bytes - *at;
-    if (left < CLNET__ZIP_CENTRAL) {
-        return clnet__zip_fail(p, CLNET_ERROR_TRUNCATED, place, "bytes left for an entry:", left,
-                               CLNET__ZIP_CENTRAL);
-    }
-    const size_t name = (size_t)clnet__load_bytes(s + 28, 2),
-                 extra = (size_t)clnet__load_bytes(s + 30, 2),
-                 all = CLNET__ZIP_CENTRAL + name + extra + (size_t)clnet__load_bytes(s + 32, 2);
-    const unsigned method = (unsigned)clnet__load_bytes(s + 10, 2);
-    uint64_t stored = clnet__load_bytes(s + 20, 4);
-    clnet__part *part = clnet__part_add(p);
-    if (part == NULL ||
-        !clnet__zip_is(p, place, "magic", clnet__load_bytes(s, 4), CLNET__ZIP_CENTRAL_MAGIC)) {
-        return false;
-    }
-    if (all > left) {
-        return clnet__zip_fail(p, CLNET_ERROR_TRUNCATED, place, "bytes left for an entry:", left,
-                               all);
-    }
-    *part = (clnet__part){.name = s + CLNET__ZIP_CENTRAL,
-                          .length = (uint16_t)name,
-                          .detail = (uint16_t)clnet__load_bytes(s + 8, 2),
-                          .crc = (uint32_t)clnet__load_bytes(s + 16, 4),
-                          .bytes = clnet__load_bytes(s + 24, 4),
-                          .header = clnet__load_bytes(s + 42, 4)};
-    clnet__zip_extra64(part, &stored, s + CLNET__ZIP_CENTRAL + name, extra);
-    *at += all;
+// What is accepted of an entry, whose compressed size is `stored`.
+static bool clnet__zip_accepts(const clnet__pth *p, const clnet__part *part, unsigned method,
+                               uint64_t stored, uint64_t at) {
+    const unsigned flags = CLNET__ZIP_DESCRIPTOR | CLNET__ZIP_UTF8;
     if (clnet__zip_is_script(part)) {
         clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
                     CLNET__PATH ": a TorchScript archive is not supported: expected a state dict",
                     p->f->path);
         return false;
     }
-    if (part->detail & ~(CLNET__ZIP_DESCRIPTOR | CLNET__ZIP_UTF8)) {
-        return clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part->name, name, place + 8,
+    if (!clnet__zip_is_path(part->name, part->length)) {
+        return clnet__part_fail(p, CLNET_ERROR_SYNTAX, part, at,
+                                "not a relative path in UTF-8; its bytes:", part->length,
+                                CLNET_FILE_MAX_NAME);
+    }
+    if (part->detail & ~flags) {
+        return clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part, at,
                                 part->detail & 1 ? "encrypted: flags" : "flags", part->detail,
-                                CLNET__ZIP_DESCRIPTOR | CLNET__ZIP_UTF8);
+                                flags);
     }
-    if (method != 0 || stored != part->bytes) {
-        return clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part->name, name, place + 10,
-                                method != 0 ? "compressed: method" : "compressed: bytes",
-                                method != 0 ? method : stored, method != 0 ? 0 : part->bytes);
+    if (method != 0) {
+        return clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part, at, "compressed: method", method,
+                                0);
     }
-    return clnet__zip_check_name(p, part, place) &&
-           clnet__zip_is(p, place + 34, "disk", clnet__load_bytes(s + 34, 2), 0);
+    return stored == part->bytes || clnet__part_fail(p, CLNET_ERROR_UNSUPPORTED, part, at,
+                                                     "compressed: bytes", stored, part->bytes);
+}
+
+// Reads the entry of the directory at *at, and moves *at on.
+static bool clnet__zip_entry(clnet__pth *p, const clnet__zip_end *end, size_t *at) {
+    const unsigned char *s = p->directory + *at;
+    const uint64_t place = end->begin + *at, left = end->bytes - *at;
+    const clnet__zip_field fields[] = {{0, 4, CLNET__ZIP_CENTRAL_MAGIC, "magic"},
+                                       {34, 2, 0, "disk"}};
+    uint64_t needed = CLNET__ZIP_CENTRAL;
+    if (left >= needed) { // the lengths of name, extra field and comment
+        needed += clnet__load_bytes(s + 28, 2) + clnet__load_bytes(s + 30, 2) +
+                  clnet__load_bytes(s + 32, 2);
+    }
+    if (needed > left) {
+        return clnet__pth_fail(p, CLNET_ERROR_TRUNCATED, place, NULL,
+                               "bytes left for an entry:", left, needed);
+    }
+    clnet__part *part = clnet__part_add(p);
+    if (part == NULL || !CLNET__ZIP_CHECK(p, NULL, place, s, fields)) {
+        return false;
+    }
+    *part = (clnet__part){.name = s + CLNET__ZIP_CENTRAL,
+                          .length = (uint16_t)clnet__load_bytes(s + 28, 2),
+                          .detail = (uint16_t)clnet__load_bytes(s + 8, 2),
+                          .crc = (uint32_t)clnet__load_bytes(s + 16, 4),
+                          .bytes = clnet__load_bytes(s + 24, 4),
+                          .header = clnet__load_bytes(s + 42, 4)};
+    *at += (size_t)needed;
+    return clnet__zip_accepts(p, part, (unsigned)clnet__load_bytes(s + 10, 2),
+                              clnet__load_bytes(s + 20, 4), place);
 }
 
 // Reads the whole directory.
 static bool clnet__zip_directory(clnet__pth *p, const clnet__zip_end *end) {
-    if (end->bytes > CLNET_FILE_MAX_HEADER || end->entries > CLNET_FILE_MAX_TENSORS + 16) {
-        return clnet__zip_fail(p, CLNET_ERROR_LIMIT, end->at,
-                               "more than clnet accepts: entries:", end->entries,
-                               CLNET_FILE_MAX_TENSORS + 16);
+    const uint64_t most = CLNET_FILE_MAX_TENSORS + 16;
+    if (end->bytes > CLNET_FILE_MAX_HEADER || end->entries > most) {
+        return clnet__pth_fail(p, CLNET_ERROR_LIMIT, end->at, NULL,
+                               "more than clnet accepts: entries:", end->entries, most);
     }
     p->directory = (unsigned char *)clnet__pth_alloc(p, end->bytes);
     if (p->directory == NULL ||
@@ -9012,61 +9009,64 @@ static bool clnet__zip_directory(clnet__pth *p, const clnet__zip_end *end) {
             return false;
         }
     }
-    return clnet__zip_is(p, end->begin + at,
-                         "bytes behind the directory's last entry:", end->bytes - at, 0);
-}
-
-// Checks the descriptor of `n` bytes behind an entry: the sum, and the size twice in 4 or 8 bytes.
-static bool clnet__zip_descriptor(clnet__pth *p, const clnet__part *part, uint64_t n) {
-    unsigned char s[24];
-    const uint64_t at = part->begin + part->bytes;
-    if (n != 16 && n != 24) {
-        return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, at,
-                                "bytes of descriptor before what follows:", n, 16);
-    }
-    const size_t size = n == 16 ? 4 : 8;
-    return clnet__file_read(p->f, at, s, (size_t)n) &&
-           clnet__zip_is(p, at, "descriptor: magic", clnet__load_bytes(s, 4),
-                         CLNET__ZIP_DESCRIPTOR_MAGIC) &&
-           clnet__zip_is(p, at + 4, "descriptor: CRC-32", clnet__load_bytes(s + 4, 4), part->crc) &&
-           clnet__zip_is(p, at + 8, "descriptor: bytes stored", clnet__load_bytes(s + 8, size),
-                         part->bytes) &&
-           clnet__zip_is(p, at + 8 + size, "descriptor: bytes",
-                         clnet__load_bytes(s + 8 + size, size), part->bytes);
+    return at == end->bytes ||
+           clnet__pth_fail(p, CLNET_ERROR_OFFSETS, end->begin + at, NULL,
+                           "bytes behind the directory's last entry:", end->bytes - at, 0);
 }
 
 // The local header says what the directory says, or where there is a descriptor, nothing.
-static bool clnet__zip_local(clnet__pth *p, clnet__part *part) {
+static bool clnet__zip_local(clnet__pth *p, clnet__part *part, const char *shown) {
     unsigned char s[CLNET__ZIP_LOCAL], name[CLNET_FILE_MAX_NAME];
     const uint64_t at = part->header;
-    const bool later = (part->detail & CLNET__ZIP_DESCRIPTOR) != 0;
-    if (!clnet__file_read(p->f, at, s, sizeof s) ||
-        !clnet__zip_is(p, at, "local header: magic", clnet__load_bytes(s, 4),
-                       CLNET__ZIP_LOCAL_MAGIC) ||
-        !clnet__zip_is(p, at + 6, "local header: flags", clnet__load_bytes(s + 6, 2),
-                       part->detail) ||
-        !clnet__zip_is(p, at + 8, "local header: method", clnet__load_bytes(s + 8, 2), 0) ||
-        !clnet__zip_is(p, at + 14, "local header: CRC-32", clnet__load_bytes(s + 14, 4),
-                       later && clnet__load_bytes(s + 14, 4) == 0 ? 0 : part->crc) ||
-        !clnet__zip_is(p, at + 26, "local header: bytes of the name", clnet__load_bytes(s + 26, 2),
-                       part->length) ||
+    if (!clnet__file_read(p->f, at, s, sizeof s)) {
+        return false;
+    }
+    const bool later =
+        (part->detail & CLNET__ZIP_DESCRIPTOR) != 0 && clnet__load_bytes(s + 14, 8) == 0;
+    const clnet__zip_field fields[] = {
+        {0, 4, CLNET__ZIP_LOCAL_MAGIC, "local header: magic"},
+        {6, 2, part->detail, "local header: flags"},
+        {8, 2, 0, "local header: method"},
+        {14, 4, later ? 0 : part->crc, "local header: CRC-32"},
+        {18, 4, later ? 0 : part->bytes, "local header: bytes stored"},
+        {22, 4, later ? 0 : part->bytes, "local header: bytes"},
+        {26, 2, part->length, "local header: bytes of the name"},
+    };
+    if (!CLNET__ZIP_CHECK(p, shown, at, s, fields) ||
         !clnet__file_read(p->f, at + sizeof s, name, part->length)) {
         return false;
     }
-    for (size_t i = 18; i <= 22; i += 4) {
-        const uint64_t bytes = clnet__load_bytes(s + i, 4);
-        if (!(later && bytes == 0) &&
-            !clnet__zip_is32(p, at + i, "local header: bytes", bytes, part->bytes)) {
-            return false;
-        }
-    }
-    if (memcmp(name, part->name, part->length) != 0) {
-        return clnet__part_fail(p, CLNET_ERROR_SYNTAX, name, part->length, at + sizeof s,
-                                "not its name in the directory; its bytes:", part->length,
-                                part->length);
-    }
     part->begin = at + sizeof s + part->length + clnet__load_bytes(s + 28, 2);
+    if (memcmp(name, part->name, part->length) != 0) {
+        clnet__fail(p->f->ctx, CLNET_ERROR_SYNTAX,
+                    CLNET__PATH ": byte %llu: \"%s\" in the local header, expected \"%s\"",
+                    p->f->path, (unsigned long long)at + sizeof s,
+                    clnet__show(name, part->length).text, shown);
+        return false;
+    }
     return true;
+}
+
+// What stands between an entry's bytes and what follows: nothing, or a descriptor with the sum, and
+// the size twice in 4 bytes, or in 8 as zip64 has it.
+static bool clnet__zip_descriptor(clnet__pth *p, const clnet__part *part, const char *shown,
+                                  uint64_t n) {
+    unsigned char s[24];
+    const uint64_t at = part->begin + part->bytes;
+    const size_t size = n == 24 ? 8 : 4;
+    const uint64_t expected = part->detail & CLNET__ZIP_DESCRIPTOR ? 8 + 2 * size : 0;
+    const clnet__zip_field fields[] = {
+        {0, 4, CLNET__ZIP_DESCRIPTOR_MAGIC, "descriptor: magic"},
+        {4, 4, part->crc, "descriptor: CRC-32"},
+        {8, size, part->bytes, "descriptor: bytes stored"},
+        {8 + size, size, part->bytes, "descriptor: bytes"},
+    };
+    if (n != expected) {
+        return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, at, shown, "bytes before what follows:", n,
+                               expected);
+    }
+    return n == 0 ||
+           (clnet__file_read(p->f, at, s, (size_t)n) && CLNET__ZIP_CHECK(p, shown, at, s, fields));
 }
 
 static bool clnet__zip_sum(clnet__pth *p, const clnet__part *part, const clnet__crc_table *table) {
@@ -9081,44 +9081,40 @@ static bool clnet__zip_sum(clnet__pth *p, const clnet__part *part, const clnet__
         crc = clnet__crc32(table, crc, block, n);
         done += n;
     }
-    return crc == part->crc || clnet__part_fail(p, CLNET_ERROR_CHECKSUM, part->name, part->length,
-                                                part->begin, "CRC-32", crc, part->crc);
+    return crc == part->crc ||
+           clnet__part_fail(p, CLNET_ERROR_CHECKSUM, part, part->begin, "CRC-32", crc, part->crc);
 }
 
-// The entries stand one behind the other, from the file's first byte to the directory, and their
-// bytes have the sums that they should have.
-static bool clnet__zip_check(clnet__pth *p, const clnet__zip_end *end) {
+// The entries stand one behind the other in the order of the directory, from the file's first byte
+// to the directory, and their bytes have the sums that they should have.
+static bool clnet__zip_entries(clnet__pth *p, const clnet__zip_end *end) {
     clnet__crc_table table;
     clnet__crc_fill(&table);
     uint64_t at = 0;
-    clnet__sort(p->parts, p->part_count, sizeof *p->parts, clnet__part_by_header, NULL);
     for (size_t i = 0; i < p->part_count; i++) {
         clnet__part *part = &p->parts[i];
+        const clnet__shown shown = clnet__show(part->name, part->length);
         const uint64_t next = i + 1 < p->part_count ? p->parts[i + 1].header : end->begin;
         if (part->header != at) {
-            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, part->header,
-                                    "an overlap or a gap: begins at", part->header, at);
+            return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, part->header, shown.text,
+                                   "an overlap or a gap: begins at", part->header, at);
         }
-        if (!clnet__zip_local(p, part)) {
+        if (!clnet__zip_local(p, part, shown.text)) {
             return false;
         }
         if (part->begin > next || part->bytes > next - part->begin) {
-            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, part->begin,
-                                    "overlaps what follows: bytes", part->bytes,
-                                    part->begin > next ? 0 : next - part->begin);
+            return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, part->begin, shown.text,
+                                   "overlaps what follows: bytes", part->bytes,
+                                   part->begin > next ? 0 : next - part->begin);
         }
-        const uint64_t more = next - part->begin - part->bytes;
-        if (!(part->detail & CLNET__ZIP_DESCRIPTOR)
-                ? !clnet__zip_is(p, part->begin + part->bytes, "bytes behind an entry:", more, 0)
-                : !clnet__zip_descriptor(p, part, more)) {
-            return false;
-        }
-        if (!clnet__zip_sum(p, part, &table)) {
+        if (!clnet__zip_descriptor(p, part, shown.text, next - part->begin - part->bytes) ||
+            !clnet__zip_sum(p, part, &table)) {
             return false;
         }
         at = next;
     }
-    return clnet__zip_is(p, at, "first byte behind the entries:", at, end->begin);
+    return at == end->begin || clnet__pth_fail(p, CLNET_ERROR_OFFSETS, at, NULL,
+                                               "first byte behind the entries:", at, end->begin);
 }
 
 // Puts the entries in order of their names, none of which may stand there twice, and finds the one
@@ -9128,21 +9124,20 @@ static bool clnet__zip_names(clnet__pth *p) {
     for (size_t i = 0; i < p->part_count; i++) {
         const clnet__part *part = &p->parts[i];
         if (i > 0 && clnet__part_by_name(part - 1, part, NULL) == 0) {
-            return clnet__part_fail(p, CLNET_ERROR_DUPLICATE, part->name, part->length,
-                                    part->header, "entries of this name:", 2, 1);
+            return clnet__part_fail(p, CLNET_ERROR_DUPLICATE, part, part->header,
+                                    "entries of this name:", 2, 1);
         }
         if (clnet__part_ends(part, "/data.pkl")) {
             if (p->pickle != NULL) {
-                return clnet__part_fail(p, CLNET_ERROR_DUPLICATE, part->name, part->length,
-                                        part->header, "pickles in the file:", 2, 1);
+                return clnet__part_fail(p, CLNET_ERROR_DUPLICATE, part, part->header,
+                                        "pickles in the file:", 2, 1);
             }
             p->pickle = part;
         }
     }
-    return p->pickle != NULL || clnet__zip_fail(p, CLNET_ERROR_SYNTAX, 0,
-                                                "not a file of torch.save: entries of the name "
-                                                "*/data.pkl:",
-                                                0, 1);
+    return p->pickle != NULL ||
+           clnet__pth_fail(p, CLNET_ERROR_SYNTAX, 0, NULL,
+                           "not a file of torch.save: entries of the name */data.pkl:", 0, 1);
 }
 
 // An entry of the pickle's folder; NULL: there is none.
@@ -9161,21 +9156,19 @@ static clnet__part *clnet__zip_find(const clnet__pth *p, const char *folder,
 
 static bool clnet__zip_order(clnet__pth *p) {
     static const unsigned char name[] = "byteorder";
-    char order[8] = {0};
+    unsigned char order[8] = {0};
     const clnet__part *part = clnet__zip_find(p, "", name, sizeof name - 1);
-    if (part == NULL) { // PyTorch before 2.0
+    if (part == NULL) { // older PyTorch wrote none
         return true;
     }
-    const size_t n = part->bytes < 7 ? (size_t)part->bytes : 7;
+    const size_t n = part->bytes < sizeof order ? (size_t)part->bytes : sizeof order;
     if (!clnet__file_read(p->f, part->begin, order, n)) {
         return false;
     }
-    if (part->bytes != 6 || strcmp(order, "little") != 0) {
-        char found[8];
-        clnet__printable(found, sizeof found, order);
+    if (part->bytes != 6 || memcmp(order, "little", 6) != 0) {
         clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
                     CLNET__PATH ": byte %llu, byteorder: expected \"little\", found \"%s\"",
-                    p->f->path, (unsigned long long)part->begin, found);
+                    p->f->path, (unsigned long long)part->begin, clnet__show(order, n).text);
         return false;
     }
     return true;
@@ -9192,19 +9185,21 @@ static bool clnet__pickle_load(clnet__pth *p, uint64_t begin, uint64_t bytes) {
 
 static bool clnet__zip_read(clnet__pth *p, clnet__cell *root) {
     clnet__zip_end end;
-    if (!clnet__zip_read_end(p, &end) || !clnet__zip_directory(p, &end) || !clnet__zip_names(p) ||
-        !clnet__zip_check(p, &end)) {
+    if (!clnet__zip_read_end(p, &end) || !clnet__zip_directory(p, &end) ||
+        !clnet__zip_entries(p, &end) || !clnet__zip_names(p)) {
         return false;
     }
-    clnet__sort(p->parts, p->part_count, sizeof *p->parts, clnet__part_by_name, NULL);
     if (p->pickle->bytes > CLNET_FILE_MAX_HEADER) {
-        return clnet__zip_fail(p, CLNET_ERROR_LIMIT, p->pickle->begin,
+        return clnet__pth_fail(p, CLNET_ERROR_LIMIT, p->pickle->begin, NULL,
                                "bytes of pickle:", p->pickle->bytes, CLNET_FILE_MAX_HEADER);
     }
-    return clnet__zip_order(p) && clnet__pickle_load(p, p->pickle->begin, p->pickle->bytes) &&
-           clnet__pickle_run(p, root) &&
-           clnet__zip_is(p, p->text_at + p->next,
-                         "bytes behind the pickle's STOP:", p->length - p->next, 0);
+    if (!clnet__zip_order(p) || !clnet__pickle_load(p, p->pickle->begin, p->pickle->bytes) ||
+        !clnet__pickle_run(p, root)) {
+        return false;
+    }
+    return p->next == p->length ||
+           clnet__pth_fail(p, CLNET_ERROR_SYNTAX, p->text_at + p->next, NULL,
+                           "bytes behind the pickle's STOP:", p->length - p->next, 0);
 }
 
 // >>files: pth: the older format
@@ -9244,7 +9239,7 @@ static bool clnet__older_sort(clnet__pth *p) {
         if (kept == 0 || clnet__part_by_name(last, part, NULL) != 0) {
             p->parts[kept++] = *part;
         } else if (last->bytes != part->bytes || last->detail != part->detail) {
-            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part->name, part->length, p->begin,
+            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, part, p->begin,
                                     "bytes of a storage:", part->bytes, last->bytes);
         }
     }
@@ -9264,35 +9259,29 @@ static bool clnet__older_places(clnet__pth *p, clnet__cell keys) {
         clnet__part *part = clnet__part_find(p, name, length);
         unsigned char count[8];
         if (part == NULL || part->begin != 0) {
-            return clnet__part_fail(p, part == NULL ? CLNET_ERROR_MISMATCH : CLNET_ERROR_DUPLICATE,
-                                    name, length, p->begin,
-                                    "storages of this key in the pickle or in the list of keys:",
-                                    part == NULL ? 0 : 2, 1);
+            return clnet__pth_fail(p, part == NULL ? CLNET_ERROR_MISMATCH : CLNET_ERROR_DUPLICATE,
+                                   p->begin, clnet__show(name, length).text,
+                                   "storages of this key in the pickle or in the list of keys:",
+                                   part == NULL ? 0 : 2, 1);
         }
         if (size - at < sizeof count || part->bytes > size - at - sizeof count) {
-            return clnet__part_fail(p, CLNET_ERROR_TRUNCATED, name, length, at,
-                                    "bytes left for a storage:", size - at,
-                                    part->bytes + sizeof count);
+            return clnet__pth_fail(p, CLNET_ERROR_TRUNCATED, at, clnet__show(name, length).text,
+                                   "bytes left for a storage:", size - at,
+                                   part->bytes + sizeof count);
         }
         if (!clnet__file_read(p->f, at, count, sizeof count)) {
             return false;
         }
         if (clnet__load_bytes(count, 8) != part->bytes / part->detail) {
-            return clnet__part_fail(p, CLNET_ERROR_OFFSETS, name, length, at,
-                                    "numbers in a storage:", clnet__load_bytes(count, 8),
-                                    part->bytes / part->detail);
+            return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, at, clnet__show(name, length).text,
+                                   "numbers in a storage:", clnet__load_bytes(count, 8),
+                                   part->bytes / part->detail);
         }
         part->begin = at + sizeof count;
         at = part->begin + part->bytes;
     }
-    if (at != size) {
-        clnet__fail(p->f->ctx, CLNET_ERROR_OFFSETS,
-                    CLNET__PATH ": byte %llu: expected the file's end behind the last storage, "
-                                "found %llu more bytes",
-                    p->f->path, (unsigned long long)at, (unsigned long long)(size - at));
-        return false;
-    }
-    return true;
+    return at == size || clnet__pth_fail(p, CLNET_ERROR_OFFSETS, at, NULL,
+                                         "bytes behind the last storage:", size - at, 0);
 }
 
 static bool clnet__older_read(clnet__pth *p, clnet__cell *root) {
@@ -9325,13 +9314,6 @@ static bool clnet__older_read(clnet__pth *p, clnet__cell *root) {
 
 // >>files: pth: the state dict
 
-static bool clnet__state_fail(const clnet__pth *p, clnet_result result, const char *name,
-                              const char *what, uint64_t found, uint64_t expected) {
-    clnet__fail(p->f->ctx, result, CLNET__PATH ": tensor %s: %s %llu, expected %llu", p->f->path,
-                name, what, (unsigned long long)found, (unsigned long long)expected);
-    return false;
-}
-
 // Copies a tensor's name without its first `skip` bytes; it has to be fit for messages and tables.
 static bool clnet__state_name(const clnet__pth *p, clnet__cell key, size_t skip,
                               char name[CLNET_FILE_MAX_NAME + 1]) {
@@ -9362,7 +9344,8 @@ static bool clnet__state_axes(const clnet__pth *p, const char *name, clnet__cell
                               uint64_t axes[CLNET_MAX_RANK], int *rank) {
     const size_t count = clnet__tuple_count(p, tuple);
     if (count > CLNET_MAX_RANK) {
-        return clnet__state_fail(p, CLNET_ERROR_LIMIT, name, "axes:", count, CLNET_MAX_RANK);
+        return clnet__pth_fail(p, CLNET_ERROR_LIMIT, p->text_at + p->at, name, "axes:", count,
+                               CLNET_MAX_RANK);
     }
     *rank = (int)count;
     for (size_t i = 0; i < count; i++) {
@@ -9433,12 +9416,13 @@ static bool clnet__state_storage(const clnet__pth *p, clnet__cell tensor, clnet_
     *part = p->directory != NULL ? clnet__zip_find(p, "data/", key, length)
                                  : clnet__part_find(p, key, length);
     if (*part == NULL || (*part)->begin == 0) {
-        return clnet__part_fail(p, CLNET_ERROR_MISMATCH, key, length, p->text_at + storage.at,
-                                "storages of this key in the file:", 0, 1);
+        return clnet__pth_fail(p, CLNET_ERROR_MISMATCH, p->text_at + p->at,
+                               clnet__show(key, length).text,
+                               "storages of this key in the file:", 0, 1);
     }
     if ((*part)->bytes != *count * unit) {
-        return clnet__state_fail(p, CLNET_ERROR_OFFSETS, t->name,
-                                 "bytes of its storage:", (*part)->bytes, *count * unit);
+        return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, p->text_at + p->at, t->name,
+                               "bytes of its storage:", (*part)->bytes, *count * unit);
     }
     *count = (*part)->bytes / clnet_dtype_size(t->dtype);
     return true;
@@ -9461,8 +9445,8 @@ static bool clnet__state_tensor(const clnet__pth *p, clnet__cell tensor, clnet_f
         return false;
     }
     if (strides != t->rank) {
-        return clnet__state_fail(p, CLNET_ERROR_SHAPE, t->name, "strides:", (uint64_t)strides,
-                                 (uint64_t)t->rank);
+        return clnet__pth_fail(p, CLNET_ERROR_SHAPE, p->text_at + p->at, t->name,
+                               "strides:", (uint64_t)strides, (uint64_t)t->rank);
     }
     if (!clnet__pickle_number(p, clnet__tuple_item(p, tensor, 1), &first) ||
         !clnet__shape_bytes(t->shape, t->rank, t->dtype, &t->bytes) ||
@@ -9475,10 +9459,10 @@ static bool clnet__state_tensor(const clnet__pth *p, clnet__cell tensor, clnet_f
     }
     numbers = t->bytes / clnet_dtype_size(t->dtype);
     if (behind > count || numbers > span) {
-        return clnet__state_fail(p, CLNET_ERROR_OFFSETS, t->name,
-                                 numbers > span ? "strides that overlap: numbers"
-                                                : "its last number stands outside its storage:",
-                                 numbers > span ? numbers : behind, numbers > span ? span : count);
+        return clnet__pth_fail(p, CLNET_ERROR_OFFSETS, p->text_at + p->at, t->name,
+                               numbers > span ? "strides that overlap: numbers"
+                                              : "its last number stands outside its storage:",
+                               numbers > span ? numbers : behind, numbers > span ? span : count);
     }
     clnet__tensor_simplify(t);
     t->offset = part->begin + first * clnet_dtype_size(t->dtype);
@@ -9509,20 +9493,21 @@ static void clnet__state_record(clnet_tensor_file *f, const clnet_file_tensor *t
 }
 
 // Goes through all tensors of a dictionary: checks and counts them, or records them.
-static bool clnet__state_tensors(const clnet__pth *p, clnet__cell dict, size_t skip,
-                                 clnet__text *text) {
+static bool clnet__state_tensors(clnet__pth *p, clnet__cell dict, size_t skip, clnet__text *text) {
     clnet__cell key, value = {CLNET__NOTHING, 0};
     p->f->count = 0;
     for (clnet__walk w = clnet__walk_begin(p, dict); clnet__walk_next(p, &w, &key);) {
         char name[CLNET_FILE_MAX_NAME + 1];
         clnet_file_tensor t = {.name = name};
         clnet__walk_next(p, &w, &value);
+        p->at = key.kind == CLNET__TEXT ? key.at : p->at;
         if (!clnet__state_name(p, key, skip, name) || !clnet__state_tensor(p, value, &t)) {
             return false;
         }
         if (p->f->count == CLNET_FILE_MAX_TENSORS) {
-            return clnet__state_fail(p, CLNET_ERROR_LIMIT, name, "too many tensors: at least",
-                                     CLNET_FILE_MAX_TENSORS + 1, CLNET_FILE_MAX_TENSORS);
+            return clnet__pth_fail(p, CLNET_ERROR_LIMIT, p->text_at + p->at, name,
+                                   "too many tensors: at least", CLNET_FILE_MAX_TENSORS + 1,
+                                   CLNET_FILE_MAX_TENSORS);
         }
         clnet__state_record(p->f, &t, text);
     }
@@ -9574,13 +9559,13 @@ static bool clnet__pth_metadata(clnet__pth *p, const clnet__part *part, size_t a
         ends += text[i] == 0;
     }
     if ((n > 0 && text[n - 1] != 0) || ends % 2 != 0 || clnet__utf8_end(text, n) < n) {
-        return clnet__part_fail(p, CLNET_ERROR_METADATA, part->name, part->length, part->begin,
+        return clnet__part_fail(p, CLNET_ERROR_METADATA, part, part->begin,
                                 "not keys and values in UTF-8, each ended by a zero byte: bytes", n,
                                 n);
     }
     if (ends / 2 > CLNET_FILE_MAX_TENSORS) {
-        return clnet__part_fail(p, CLNET_ERROR_LIMIT, part->name, part->length, part->begin,
-                                "pairs:", ends / 2, CLNET_FILE_MAX_TENSORS);
+        return clnet__part_fail(p, CLNET_ERROR_LIMIT, part, part->begin, "pairs:", ends / 2,
+                                CLNET_FILE_MAX_TENSORS);
     }
     f->strings = (clnet__file_string *)clnet__pth_alloc(p, ends / 2 * sizeof *f->strings);
     for (size_t i = 0; f->strings != NULL && i < n;) {
@@ -9605,8 +9590,8 @@ static bool clnet__pth_keep(clnet__pth *p, clnet__cell root) {
     const clnet__part *metadata =
         p->directory != NULL ? clnet__zip_find(p, "", name, sizeof name - 1) : NULL;
     if (metadata != NULL && metadata->bytes > CLNET_FILE_MAX_HEADER) {
-        return clnet__zip_fail(p, CLNET_ERROR_LIMIT, metadata->begin,
-                               "bytes of metadata:", metadata->bytes, CLNET_FILE_MAX_HEADER);
+        return clnet__part_fail(p, CLNET_ERROR_LIMIT, metadata, metadata->begin,
+                                "bytes of metadata:", metadata->bytes, CLNET_FILE_MAX_HEADER);
     }
     f->length = text.length;
     f->records = (clnet__file_record *)clnet__pth_alloc(p, f->count * sizeof *f->records);
