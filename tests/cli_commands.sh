@@ -1,6 +1,6 @@
 #!/bin/sh
-# The built program from outside: evaluate, predict, explain, score, info, devices, synth. What is
-# wrong gives one line on standard error that names the thing, and exit status 2; what is right leaves
+# The built program from outside: evaluate, predict, explain, score, convert, info, devices, synth. What
+# is wrong gives one line on standard error that names the thing, and exit status 2; what is right leaves
 # its files.
 #
 #     sh tests/cli_commands.sh build/clnet
@@ -253,6 +253,37 @@ test_explain() {
     has "ex_bad/${first}_cam.png"
 }
 
+# Weights to torch.save's format and back: the same bytes; --weights takes either.
+test_convert() {
+    works "convert a checkpoint" convert $both weights.safetensors
+    says "of the optimiser"
+    works "convert to .pth" convert weights.safetensors weights.pth
+    works "convert to .pt" convert weights.safetensors weights.pt
+    cmp -s weights.pth weights.pt && pass || fail "two conversions of one file differ"
+    works "convert back" convert weights.pth back.safetensors
+    cmp -s weights.safetensors back.safetensors && pass || fail "a round trip changed the weights"
+    works "predict with .pth" predict "$images/$first.jpg" --weights weights.pth --out pr_pth
+    works "predict with safetensors" predict "$images/$first.jpg" --weights weights.safetensors --out pr_safe
+    cmp -s pr_pth/predictions.csv pr_safe/predictions.csv && pass || fail "other scores with .pth"
+    for precision in F16 BF16; do
+        works "convert to $precision" convert weights.pth half.pth --precision $precision
+        works "convert from $precision" convert half.pth half.safetensors --precision F32
+        works "predict with $precision" predict "$images/$first.jpg" --weights half.pth --out pr_half
+    done
+    header='{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}' # and the largest float
+    printf "\\$(printf %03o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\377\\377\\177\\177" "$header" >large.safetensors
+    works "convert a large number" convert large.safetensors large.pth --precision F16
+    says "1 of 1 numbers are too large for F16 and became infinite, the first of them in a" err
+    refuses 2 "IN is missing" convert
+    refuses 2 "OUT is missing" convert weights.pth
+    refuses 2 "absent.pth" convert absent.pth out.pth
+    refuses 2 "junk.jpg" convert junk.jpg out.pth
+    refuses 2 "out.bin: its name has to end with" convert weights.pth out.bin
+    refuses 2 "--precision F8" convert weights.pth out.pth --precision F8
+    refuses 2 "nowhere/out.pth" convert weights.pth nowhere/out.pth
+    [ ! -e out.pth ] && pass || fail "a file from a conversion that failed"
+}
+
 # A signal in the middle of the work: the status says it, nothing is left in halves.
 test_signal() {
     works "synth for the signal" synth --out many --validation 400 --size 64 --seed 2
@@ -288,7 +319,7 @@ test_full() {
 }
 
 prepare
-for room in synth info devices evaluate score predict explain signal full; do
+for room in synth info devices evaluate score predict explain convert signal full; do
     test_$room
 done
 echo "$passed passed, $failed failed, $skipped skipped"
