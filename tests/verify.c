@@ -233,6 +233,7 @@ static void verify_on(const char *device, clnet_isa isa, bool reference, const c
         if (!only) {
             verify_sigmoid_sweep(&path);
             verify_optimisers(&path);
+            verify_view_layers(&path);
         }
         if (!verify_torch(&path, data, only)) {
             skip("values from PyTorch: %.120s", clnet_error(path.ctx));

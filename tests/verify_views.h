@@ -1,5 +1,5 @@
-// The plain loops on tensors that are some channels of wider ones: the same bits as on dense ones, and
-// no other channel touched.
+// Operations on tensors that are some channels of wider ones: the same bits as on dense ones, and no
+// other channel touched. First the plain loops, then graphs on every path.
 #ifndef CLNET_VERIFY_VIEWS_H
 #define CLNET_VERIFY_VIEWS_H
 
@@ -254,6 +254,156 @@ static void verify_views(void) {
     verify_view("attention_residual", view_attention_residual, VIEW_C);
     verify_view("dropout", view_dropout, VIEW_C);
     verify_view("flip", view_flip, VIEW_C);
+}
+
+// The same in graphs, on every path: an operation between two concatenations, whose input and output
+// are channels of these; and on memory of their own, which they have where somebody wants the
+// gradient of the whole. Values and gradients have to be the same bits.
+typedef struct view_layer {
+    const char *name;
+    clnet_tensor *(*append)(clnet_graph *g, clnet_tensor *x, clnet_tensor *other);
+} view_layer;
+
+#define VIEW_LAYER(name, ...)                                                                      \
+    static clnet_tensor *view_layer_##name(clnet_graph *g, clnet_tensor *x, clnet_tensor *other) { \
+        (void)other;                                                                               \
+        return __VA_ARGS__;                                                                        \
+    }
+
+static clnet_tensor *view_conv(clnet_graph *g, clnet_tensor *x, int kernel, int stride,
+                               int groups) {
+    return clnet_conv2d(g, x,
+                        &(clnet_conv2d_desc){.out_channels = VIEW_OC,
+                                             .kernel_size = {kernel, kernel},
+                                             .stride = {stride, stride},
+                                             .padding = {kernel / 2, kernel / 2},
+                                             .groups = groups,
+                                             .name = "layer"});
+}
+
+static const clnet_pool2d_desc view_window = {
+    .kernel_size = {3, 3}, .stride = {1, 2}, .padding = {1, 1}};
+
+VIEW_LAYER(conv2d, view_conv(g, x, 3, 1, 1))
+VIEW_LAYER(conv2d_1x1, view_conv(g, x, 1, 1, 1))
+VIEW_LAYER(conv2d_stride_2, view_conv(g, x, 3, 2, 1))
+VIEW_LAYER(conv2d_groups_2, view_conv(g, x, 3, 1, 2))
+VIEW_LAYER(linear, clnet_linear(g, clnet_global_avg_pool(g, x),
+                                &(clnet_linear_desc){.out_features = VIEW_OC, .name = "layer"}))
+VIEW_LAYER(batch_norm, clnet_batch_norm(g, x, &(clnet_batch_norm_desc){.name = "layer"}))
+VIEW_LAYER(relu, clnet_relu(g, x))
+VIEW_LAYER(sigmoid, clnet_sigmoid(g, x))
+VIEW_LAYER(softmax, clnet_softmax(g, x, 1))
+VIEW_LAYER(max_pool2d, clnet_max_pool2d(g, x, &view_window))
+VIEW_LAYER(avg_pool2d, clnet_avg_pool2d(g, x, &view_window))
+VIEW_LAYER(global_avg_pool, clnet_global_avg_pool(g, x))
+VIEW_LAYER(upsample_bilinear, clnet_upsample_bilinear(g, x, 9, 7, false))
+VIEW_LAYER(add, clnet_add(g, x, other))
+VIEW_LAYER(scale_channels, clnet_scale_channels(g, x, clnet_global_avg_pool(g, x)))
+VIEW_LAYER(attention_residual,
+           clnet_attention_residual(g, x, other, &(clnet_attention_residual_desc){.name = "layer"}))
+VIEW_LAYER(dropout, clnet_dropout(g, x, 0.5))
+VIEW_LAYER(flip, clnet_flip(g, x, NULL, &(clnet_flip_desc){{0}, {0}}))
+
+// The mean of each image's map through a 1x1 convolution, for a gradient in every channel.
+static clnet_tensor *view_head(clnet_graph *g, clnet_tensor *x, const char *name) {
+    return clnet_global_avg_pool(
+        g, clnet_conv2d(
+               g, x, &(clnet_conv2d_desc){.out_channels = 1, .kernel_size = {1, 1}, .name = name}));
+}
+
+static clnet_graph *view_graph(const verify_path *path, const view_layer *layer, bool inside) {
+    clnet_graph *g = clnet_graph_create(path->ctx);
+    clnet_tensor *left = clnet_input(g, "left", VIEW_N, VIEW_C, VIEW_H, VIEW_W);
+    clnet_tensor *right = clnet_input(g, "right", VIEW_N, VIEW_C, VIEW_H, VIEW_W);
+    clnet_tensor *x = clnet_add(g, left, right), *y = layer->append(g, x, right);
+    clnet_tensor *in = clnet_concat(g, (clnet_tensor *[]){right, x}, 2);
+    clnet_tensor *out = clnet_concat(g, (clnet_tensor *[]){clnet_sigmoid(g, y), y}, 2);
+    clnet_tensor *loss = clnet_add(g, view_head(g, in, "in"), view_head(g, out, "out"));
+    clnet_tensor_require_grad(left);
+    clnet_tensor_require_grad(right);
+    if (!inside) {
+        clnet_tensor_require_grad(in);
+        clnet_tensor_require_grad(out);
+    }
+    clnet_graph_build(g, &(clnet_build_desc){.loss = loss, .seed = 5});
+    float numbers[2][VIEW_N * VIEW_C * VIEW_H * VIEW_W];
+    uint64_t state = 4;
+    for (size_t i = 0; i < sizeof numbers / sizeof(float); i++) {
+        numbers[i % 2][i / 2] = (float)verify_normal(&state);
+    }
+    clnet_tensor_set(left, numbers[0], CLNET_ORDER_TORCH);
+    clnet_tensor_set(right, numbers[1], CLNET_ORDER_TORCH);
+    clnet_graph_forward(g);
+    clnet_tensor_set_grad(loss, (float[VIEW_N]){1, -0.5f}, CLNET_ORDER_TORCH);
+    clnet_graph_backward(g);
+    return g;
+}
+
+// Numbers of a tensor, or of its gradient, that differ between two graphs.
+static int view_unequal(clnet_tensor *a, clnet_tensor *b, bool gradient) {
+    float x[VIEW_FLOATS], y[VIEW_FLOATS];
+    clnet_result (*get)(clnet_tensor *, void *, clnet_order) =
+        gradient ? clnet_tensor_get_grad : clnet_tensor_get;
+    if (get(a, x, CLNET_ORDER_TORCH) != CLNET_OK || get(b, y, CLNET_ORDER_TORCH) != CLNET_OK) {
+        return 1;
+    }
+    int count = 0;
+    for (size_t i = 0; i < clnet_tensor_count(a); i++) {
+        count += memcmp(&x[i], &y[i], sizeof *x) != 0;
+    }
+    return count;
+}
+
+static void verify_view_layer(const verify_path *path, const view_layer *layer) {
+    clnet_graph *dense = view_graph(path, layer, false), *inside = view_graph(path, layer, true);
+    int unequal = 0;
+    if (clnet_context_result(path->ctx) == CLNET_OK) {
+        const int last = clnet_graph_activations(dense) - 1;
+        unequal = view_unequal(clnet_graph_activation(dense, last),
+                               clnet_graph_activation(inside, last), false);
+        for (int i = 0; i < 2; i++) { // left and right
+            unequal += view_unequal(clnet_graph_activation(dense, i),
+                                    clnet_graph_activation(inside, i), true);
+        }
+        for (int i = 0; i < clnet_graph_weights(dense); i++) {
+            clnet_tensor *a = clnet_graph_weight(dense, i), *b = clnet_graph_weight(inside, i);
+            unequal += view_unequal(a, b, clnet_tensor_trainable(a));
+        }
+    }
+    const bool ran = clnet_context_result(path->ctx) == CLNET_OK;
+    verify_report(layer->name, "inside", path->name, ran ? (double)unequal : INFINITY, 0,
+                  ran ? "numbers that differ from those on memory of its own"
+                      : clnet_error(path->ctx));
+    clnet_graph_destroy(dense);
+    clnet_graph_destroy(inside);
+}
+
+static void verify_view_layers(const verify_path *path) {
+#define LAYER(name)                                                                                \
+    { #name, view_layer_##name }
+    static const view_layer layers[] = {LAYER(conv2d),
+                                        LAYER(conv2d_1x1),
+                                        LAYER(conv2d_stride_2),
+                                        LAYER(conv2d_groups_2),
+                                        LAYER(linear),
+                                        LAYER(batch_norm),
+                                        LAYER(relu),
+                                        LAYER(sigmoid),
+                                        LAYER(softmax),
+                                        LAYER(max_pool2d),
+                                        LAYER(avg_pool2d),
+                                        LAYER(global_avg_pool),
+                                        LAYER(upsample_bilinear),
+                                        LAYER(add),
+                                        LAYER(scale_channels),
+                                        LAYER(attention_residual),
+                                        LAYER(dropout),
+                                        LAYER(flip)};
+#undef LAYER
+    for (size_t i = 0; i < sizeof layers / sizeof *layers; i++) {
+        verify_view_layer(path, &layers[i]);
+    }
 }
 
 #endif
