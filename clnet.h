@@ -154,10 +154,13 @@ typedef enum clnet_isa {
 } clnet_isa;
 
 typedef struct clnet_context_desc {
-    int threads;               // 0 = as many as OpenMP offers; without OpenMP always 1
-    clnet_isa isa;             // 0 = the best that the machine has
-    bool reference;            // plain loops for every operation
-    bool profile;              // measure what runs; see clnet_profile
+    int threads;    // 0 = as many as OpenMP offers; without OpenMP always 1
+    clnet_isa isa;  // 0 = the best that the machine has
+    bool reference; // plain loops for every operation
+    bool profile;   // measure what runs; see clnet_profile
+    size_t
+        largest_allocation; // bytes that memory is taken in at a time, where allocations that are
+                            // as large as allowed fail or waste; 0 = as large as the device allows
     clnet_allocator allocator; // {0} = CLNET_MALLOC and CLNET_FREE
     const clnet_files *files;  // NULL = the C library's; the table is copied
 } clnet_context_desc;
@@ -348,6 +351,10 @@ typedef struct clnet_memory_plan {
     size_t workspace;   // scratch of the operation that needs most
     size_t total;
 } clnet_memory_plan;
+
+// The largest batch, up to `limit`, for which a graph that was planned takes at most `bytes`, in pieces
+// that the context can take; 0: not even one image's.
+CLNET_API int clnet_graph_largest_batch(clnet_graph *g, size_t bytes, int limit);
 
 // Plans without taking memory: what clnet_graph_build would take. clnet_graph_build may follow.
 CLNET_API clnet_result clnet_graph_plan(clnet_graph *g, const clnet_build_desc *desc,
@@ -1210,7 +1217,8 @@ struct clnet_backend {
     const char *isa;
     int threads;
     void *state;
-    clnet_profile_row *rows; // of the profile, each named; NULL: none is wanted
+    size_t largest_allocation; // bytes; 0: any. The graph's memory is taken in pieces below it
+    clnet_profile_row *rows;   // of the profile, each named; NULL: none is wanted
     int row_count;
     // Memory. Copies return when they are done; `fill` writes zeros.
     bool (*alloc)(clnet_context *ctx, clnet_memory *memory, size_t bytes);
@@ -1222,13 +1230,14 @@ struct clnet_backend {
     clnet_result (*fill)(clnet_context *ctx, clnet_memory *memory, size_t offset, size_t bytes);
     // Bytes of scratch that a node needs in either direction.
     size_t (*workspace)(clnet_context *ctx, const clnet_node *node);
-    // Whether the planned graph fits into the device's memory; refuses with both figures. NULL: always.
-    clnet_result (*fits)(clnet_graph *g);
+    // Bytes that can still be taken. NULL: nobody knows.
+    size_t (*room)(clnet_context *ctx);
     // One operation. The scratch is the graph's workspace.
     clnet_result (*forward)(clnet_graph *g, clnet_node *node);
     clnet_result (*backward)(clnet_graph *g, clnet_node *node);
-    // Adam on slabs of n numbers, and the sum of their squares (to know that all are finite).
-    clnet_result (*adam)(clnet_adam *adam, double lr);
+    // Adam on a piece of the parameters, and the sum of squares of n numbers (to know that all are
+    // finite).
+    clnet_result (*adam)(clnet_adam *adam, int piece, double lr);
     clnet_result (*sum_of_squares)(clnet_context *ctx, clnet_memory *memory, size_t n, double *sum);
     void (*destroy)(clnet_context *ctx);
 };
@@ -4762,11 +4771,17 @@ clnet_tensor *clnet_weighted_sum(clnet_graph *g, clnet_tensor *const *x, const d
 // and backward at 2n - 1 - i. Every value, gradient and saved tensor lives from its first write to
 // its last read on that line; two that never live at the same time may share bytes.
 
+// A slab in pieces: devices give only a part of their memory at a time. No tensor crosses a border.
+typedef struct clnet__slab {
+    clnet_memory *pieces; // `bytes` as planned, without a handle until they are taken
+    int count;
+} clnet__slab;
+
 struct clnet_adam {
     clnet_graph *graph;
     clnet_adam_desc desc;
     uint64_t steps;
-    clnet_memory moment[2]; // laid out as the slab of parameters
+    clnet__slab moment[2]; // laid out as the slab of parameters
 };
 
 struct clnet_graph {
@@ -4777,12 +4792,14 @@ struct clnet_graph {
     int node_count, tensor_count, weight_count, activation_count;
     int batch, largest_batch; // 0 before the first input
     bool failed, planned, built, training;
+    bool keep_all;
     bool fresh; // a forward has run since the last backward, which overwrites activations
     uint64_t seed, step, batches; // batches: forwards in training, BN's num_batches_tracked
     double loss_scale;
     clnet_tensor *loss;
     clnet_memory_plan plan;
-    clnet_memory parameters, buffers, gradients, arena, workspace;
+    clnet__slab parameters, buffers, gradients, arena;
+    clnet_memory workspace;
     clnet_adam *adam;
 };
 
@@ -4834,6 +4851,12 @@ clnet_graph *clnet_graph_create(clnet_context *ctx) {
     return g;
 }
 
+static void clnet__give_back(clnet_context *ctx, clnet_memory *memory) {
+    if (memory->handle) {
+        ctx->backend.free(ctx, memory);
+    }
+}
+
 void clnet_graph_destroy(clnet_graph *g) {
     if (!g) {
         return;
@@ -4846,18 +4869,19 @@ void clnet_graph_destroy(clnet_graph *g) {
         clnet__free(ctx, g->tensors[i]->name);
         clnet__free(ctx, g->tensors[i]);
     }
-    clnet_memory *slabs[] = {&g->parameters,
-                             &g->buffers,
-                             &g->gradients,
-                             &g->arena,
-                             &g->workspace,
-                             g->adam ? &g->adam->moment[0] : NULL,
-                             g->adam ? &g->adam->moment[1] : NULL};
+    clnet__slab *slabs[] = {&g->parameters,
+                            &g->buffers,
+                            &g->gradients,
+                            &g->arena,
+                            g->adam ? &g->adam->moment[0] : NULL,
+                            g->adam ? &g->adam->moment[1] : NULL};
     for (size_t i = 0; i < sizeof slabs / sizeof *slabs; i++) {
-        if (slabs[i] && slabs[i]->handle) {
-            ctx->backend.free(ctx, slabs[i]);
+        for (int k = 0; slabs[i] && k < slabs[i]->count; k++) {
+            clnet__give_back(ctx, &slabs[i]->pieces[k]);
         }
+        clnet__free(ctx, slabs[i] ? slabs[i]->pieces : NULL);
     }
+    clnet__give_back(ctx, &g->workspace);
     clnet__free(ctx, g->nodes);
     clnet__free(ctx, g->tensors);
     clnet__free(ctx, g->weights);
@@ -5266,16 +5290,61 @@ static int clnet__larger_block(const void *a, const void *b) {
     return x->first != y->first ? x->first - y->first : (int)x->gradient - (int)y->gradient;
 }
 
+static void clnet__set_batch(clnet_graph *g, int batch) {
+    g->batch = batch;
+    for (int i = 0; i < g->tensor_count; i++) {
+        if (g->tensors[i]->batched) {
+            g->tensors[i]->shape[0] = batch;
+        }
+    }
+}
+
+// Offsets run through the pieces of a slab as if each were as large as it may be.
+static size_t clnet__piece_bytes(const clnet_context *ctx) {
+    const size_t most = ctx->backend.largest_allocation;
+    return (most ? most : SIZE_MAX) / 64 * 64;
+}
+
+// The first offset from `at` on from which `bytes` lie in one piece.
+static size_t clnet__whole(size_t at, size_t bytes, size_t piece) {
+    return at % piece + bytes <= piece ? at : (at / piece + 1) * piece;
+}
+
+static bool clnet__slab_open(clnet_graph *g, clnet__slab *slab, size_t end) {
+    const size_t piece = clnet__piece_bytes(g->ctx), count = end / piece + (end % piece != 0);
+    slab->pieces = count < INT_MAX ? clnet__alloc(g->ctx, count * sizeof *slab->pieces) : NULL;
+    slab->count = slab->pieces ? (int)count : 0;
+    return slab->pieces != NULL;
+}
+
+// The piece at an offset, which grows to have `bytes` there, and the offset inside it.
+static clnet_memory *clnet__slab_at(const clnet_graph *g, clnet__slab *slab, size_t at,
+                                    size_t bytes, size_t *inside) {
+    const size_t piece = clnet__piece_bytes(g->ctx);
+    clnet_memory *memory = &slab->pieces[at / piece];
+    *inside = at % piece;
+    memory->bytes = memory->bytes > *inside + bytes ? memory->bytes : *inside + bytes;
+    return memory;
+}
+
+static size_t clnet__slab_bytes(const clnet__slab *slab) {
+    size_t bytes = 0;
+    for (int i = 0; i < slab->count; i++) {
+        bytes += slab->pieces[i].bytes;
+    }
+    return bytes;
+}
+
 // Places blocks, the largest first, each at the lowest offset where none that lives at the same time
-// lies. Those already placed stand in front, sorted by offset. Returns the bytes of the arena.
-static size_t clnet__place(clnet__block *blocks, int count) {
+// lies. Those already placed stand in front, sorted by offset. Returns the end of the arena.
+static size_t clnet__place(clnet__block *blocks, int count, size_t piece) {
     size_t end = 0;
     for (int i = 0; i < count; i++) {
         clnet__block b = blocks[i];
         for (int k = 0; k < i && blocks[k].offset < b.offset + b.bytes; k++) {
             const size_t past = blocks[k].offset + blocks[k].bytes;
             if (blocks[k].first <= b.last && b.first <= blocks[k].last && past > b.offset) {
-                b.offset = past;
+                b.offset = clnet__whole(past, b.bytes, piece);
             }
         }
         int at = i;
@@ -5289,16 +5358,53 @@ static size_t clnet__place(clnet__block *blocks, int count) {
 }
 
 // Slabs of all parameters, and of all buffers, one behind the other.
-static void clnet__plan_weights(clnet_graph *g) {
+static bool clnet__plan_weights(clnet_graph *g) {
+    size_t end[2] = {0, 0}; // parameters, buffers
+    for (int i = 0; i < g->weight_count; i++) {
+        clnet_tensor *t = g->weights[i];
+        const size_t bytes = clnet__tensor_bytes(t);
+        size_t *at = &end[t->role == CLNET_ROLE_BUFFER];
+        t->offset = clnet__whole(*at, bytes, clnet__piece_bytes(g->ctx));
+        *at = t->offset + bytes;
+    }
+    if (!clnet__slab_open(g, &g->parameters, end[0]) ||
+        !clnet__slab_open(g, &g->gradients, end[0]) || !clnet__slab_open(g, &g->buffers, end[1])) {
+        return false;
+    }
     for (int i = 0; i < g->weight_count; i++) {
         clnet_tensor *t = g->weights[i];
         const bool parameter = t->role == CLNET_ROLE_PARAMETER;
-        size_t *slab = parameter ? &g->plan.parameters : &g->plan.buffers;
-        t->memory = parameter ? &g->parameters : &g->buffers;
-        t->offset = t->grad_offset = *slab;
-        t->grad_memory = t->needs_grad && parameter ? &g->gradients : NULL;
-        *slab += clnet__tensor_bytes(t);
+        const size_t at = t->offset, bytes = clnet__tensor_bytes(t);
+        t->memory =
+            clnet__slab_at(g, parameter ? &g->parameters : &g->buffers, at, bytes, &t->offset);
+        if (parameter) {
+            clnet_memory *gradient = clnet__slab_at(g, &g->gradients, at, bytes, &t->grad_offset);
+            t->grad_memory = t->needs_grad ? gradient : NULL;
+        }
     }
+    clnet_memory_plan *p = &g->plan;
+    p->parameters = clnet__slab_bytes(&g->parameters);
+    p->buffers = clnet__slab_bytes(&g->buffers);
+    for (int i = 0; i < g->weight_count; i++) {
+        p->gradients = g->weights[i]->needs_grad ? p->parameters : p->gradients;
+    }
+    p->optimiser = g->adam ? 2 * p->parameters : 0;
+    return true;
+}
+
+// Moments lie as their parameters do.
+static bool clnet__plan_moments(clnet_graph *g) {
+    for (int i = 0; g->adam && i < 2; i++) {
+        clnet__slab *slab = &g->adam->moment[i];
+        const size_t bytes = (size_t)g->parameters.count * sizeof *slab->pieces;
+        slab->pieces = clnet__alloc(g->ctx, bytes);
+        if (!slab->pieces) {
+            return false;
+        }
+        memcpy(slab->pieces, g->parameters.pieces, bytes);
+        slab->count = g->parameters.count;
+    }
+    return true;
 }
 
 // Tensors that lie inside others follow these: same slab, same distance between pixels.
@@ -5310,12 +5416,12 @@ static void clnet__plan_insides(clnet_graph *g) {
             channel += (size_t)inner->first_channel;
         }
         if (clnet__in_arena(t, false)) {
-            t->memory = &g->arena;
+            t->memory = owner->memory;
             t->offset = owner->offset + channel * sizeof(clnet_real);
             t->stride = owner->stride;
         }
         if (clnet__in_arena(t, true)) {
-            t->grad_memory = &g->arena;
+            t->grad_memory = owner->grad_memory;
             t->grad_offset = owner->grad_offset + channel * sizeof(clnet_real);
             const int reader = clnet__last_backward_reader(g, t);
             if (reader >= 0 && !g->nodes[reader]->in_place) { // which writes over it, adds nothing
@@ -5325,26 +5431,123 @@ static void clnet__plan_insides(clnet_graph *g) {
     }
 }
 
-static bool clnet__plan_arena(clnet_graph *g, bool keep_all) {
+// Blocks at their places, as many as *count; NULL: no memory. The caller frees them.
+static clnet__block *clnet__place_all(clnet_graph *g, int *count, size_t *end) {
     clnet__block *blocks = clnet__alloc(g->ctx, 2 * (size_t)g->tensor_count * sizeof *blocks);
-    if (!blocks) {
-        return false;
+    if (blocks) {
+        *count = clnet__plan_blocks(g, g->keep_all, blocks);
+        qsort(blocks, (size_t)*count, sizeof *blocks, clnet__larger_block);
+        *end = clnet__place(blocks, *count, clnet__piece_bytes(g->ctx));
     }
-    const int count = clnet__plan_blocks(g, keep_all, blocks);
-    qsort(blocks, (size_t)count, sizeof *blocks, clnet__larger_block);
-    g->plan.activations = clnet__place(blocks, count);
-    for (int i = 0; i < count; i++) {
-        clnet_tensor *t = blocks[i].tensor;
-        if (blocks[i].gradient) {
-            t->grad_offset = blocks[i].offset;
-        } else {
-            t->offset = blocks[i].offset;
-        }
-        g->plan.unshared += blocks[i].bytes;
+    return blocks;
+}
+
+static bool clnet__plan_arena(clnet_graph *g) {
+    int count = 0;
+    size_t end = 0;
+    clnet__block *blocks = clnet__place_all(g, &count, &end);
+    const bool open = blocks && clnet__slab_open(g, &g->arena, end);
+    for (int i = 0; open && i < count; i++) {
+        const clnet__block *b = &blocks[i];
+        clnet_tensor *t = b->tensor;
+        size_t *inside = b->gradient ? &t->grad_offset : &t->offset;
+        clnet_memory *memory = clnet__slab_at(g, &g->arena, b->offset, b->bytes, inside);
+        *(b->gradient ? &t->grad_memory : &t->memory) = memory;
+        g->plan.unshared += b->bytes;
     }
     clnet__free(g->ctx, blocks);
-    clnet__plan_insides(g);
-    return true;
+    if (open) {
+        g->plan.activations = clnet__slab_bytes(&g->arena);
+        clnet__plan_insides(g);
+    }
+    return open;
+}
+
+// Scratch for the node that needs most, and which that is.
+static size_t clnet__plan_workspace(const clnet_graph *g, const clnet_node **hungriest) {
+    size_t most = 0;
+    for (int i = 0; i < g->node_count; i++) {
+        const size_t bytes = g->ctx->backend.workspace(g->ctx, g->nodes[i]);
+        if (bytes > most) {
+            most = bytes;
+            *hungriest = g->nodes[i];
+        }
+    }
+    return most;
+}
+
+// Bytes that the context can still give.
+static size_t clnet__room(clnet_context *ctx) {
+    return ctx->backend.room ? ctx->backend.room(ctx) : SIZE_MAX - 1;
+}
+
+// Bytes in all for a batch, without planning anew; SIZE_MAX where a piece would be too large.
+static size_t clnet__bytes_of_batch(clnet_graph *g, int batch) {
+    const clnet_memory_plan *p = &g->plan;
+    const clnet_node *node = NULL;
+    const int before = g->batch;
+    const bool healthy = g->ctx->result == CLNET_OK;
+    const size_t piece = clnet__piece_bytes(g->ctx);
+    int count = 0;
+    size_t end = 0, total = p->parameters + p->buffers + p->gradients + p->optimiser;
+    bool fits = true;
+    clnet__set_batch(g, batch);
+    for (int i = 0; i < g->tensor_count; i++) {
+        fits = fits && clnet__tensor_bytes(g->tensors[i]) <= piece;
+    }
+    const size_t workspace = clnet__plan_workspace(g, &node);
+    clnet__block *blocks = fits && workspace <= piece ? clnet__place_all(g, &count, &end) : NULL;
+    clnet__slab arena = {NULL, 0};
+    fits = blocks && clnet__slab_open(g, &arena, end);
+    for (int i = 0; fits && i < count; i++) {
+        size_t inside;
+        clnet__slab_at(g, &arena, blocks[i].offset, blocks[i].bytes, &inside);
+    }
+    total += workspace + clnet__slab_bytes(&arena);
+    clnet__free(g->ctx, arena.pieces);
+    clnet__free(g->ctx, blocks);
+    clnet__set_batch(g, before);
+    if (healthy && g->ctx->result != CLNET_OK) { // more than a device can count, say
+        clnet_context_clear(g->ctx);
+        fits = false;
+    }
+    return fits ? total : SIZE_MAX;
+}
+
+// Memory grows with the batch: doubling, then bisection.
+int clnet_graph_largest_batch(clnet_graph *g, size_t bytes, int limit) {
+    int fitting = 0, beyond = 1;
+    while (g && g->planned && beyond <= limit && clnet__bytes_of_batch(g, beyond) <= bytes) {
+        fitting = beyond;
+        beyond = beyond <= limit / 2 ? 2 * beyond : beyond == limit ? limit + 1 : limit;
+    }
+    while (beyond - fitting > 1) {
+        const int middle = fitting + (beyond - fitting) / 2;
+        *(clnet__bytes_of_batch(g, middle) <= bytes ? &fitting : &beyond) = middle;
+    }
+    return fitting;
+}
+
+// What cannot be divided has to fit into one allocation: a tensor, the scratch of a node.
+static clnet_result clnet__check_pieces(clnet_graph *g) {
+    const size_t piece = clnet__piece_bytes(g->ctx);
+    const clnet_node *node = NULL;
+    size_t bytes = clnet__plan_workspace(g, &node);
+    const char *what = "the scratch of ", *name = node ? node->out->name : "";
+    for (int i = 0; i < g->tensor_count && bytes <= piece; i++) {
+        bytes = clnet__tensor_bytes(g->tensors[i]);
+        what = "";
+        name = g->tensors[i]->name;
+    }
+    if (bytes <= piece || g->ctx->result != CLNET_OK) {
+        return g->ctx->result;
+    }
+    const int fitting = clnet_graph_largest_batch(g, clnet__room(g->ctx), g->batch);
+    return clnet__fail(
+        g->ctx, CLNET_ERROR_MEMORY,
+        "a batch of %d needs %zu bytes in one piece, for %s%s; %s gives at most %zu: "
+        "room for a batch of %d",
+        g->batch, bytes, what, name, g->ctx->backend.device, piece, fitting);
 }
 
 static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
@@ -5374,19 +5577,14 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
     }
     clnet__plan_in_place(g, d);
     clnet__plan_concat(g, d);
-    clnet__plan_weights(g);
-    if (!clnet__plan_arena(g, d->keep_all)) {
+    g->keep_all = d->keep_all;
+    if (!clnet__plan_weights(g) || !clnet__plan_moments(g) || clnet__check_pieces(g) != CLNET_OK ||
+        !clnet__plan_arena(g)) {
         return g->ctx->result;
     }
-    for (int i = 0; i < g->node_count; i++) {
-        const size_t bytes = g->ctx->backend.workspace(g->ctx, g->nodes[i]);
-        g->plan.workspace = bytes > g->plan.workspace ? bytes : g->plan.workspace;
-    }
+    const clnet_node *hungriest = NULL;
     clnet_memory_plan *p = &g->plan;
-    for (int i = 0; i < g->weight_count; i++) {
-        p->gradients = g->weights[i]->needs_grad ? p->parameters : p->gradients;
-    }
-    p->optimiser = g->adam ? 2 * p->parameters : 0;
+    p->workspace = clnet__plan_workspace(g, &hungriest);
     p->total =
         p->parameters + p->buffers + p->gradients + p->optimiser + p->activations + p->workspace;
     return CLNET_OK;
@@ -5403,6 +5601,27 @@ clnet_result clnet_graph_plan(clnet_graph *g, const clnet_build_desc *d, clnet_m
 static bool clnet__take(clnet_graph *g, clnet_memory *memory, size_t bytes) {
     return bytes == 0 || (g->ctx->backend.alloc(g->ctx, memory, bytes) &&
                           g->ctx->backend.fill(g->ctx, memory, 0, bytes) == CLNET_OK);
+}
+
+static bool clnet__take_all(clnet_graph *g, clnet__slab *slab) {
+    bool taken = true;
+    for (int i = 0; i < slab->count && taken; i++) {
+        taken = clnet__take(g, &slab->pieces[i], slab->pieces[i].bytes);
+    }
+    return taken;
+}
+
+// Whether the context has room for the plan, if it knows how much that is.
+static clnet_result clnet__check_room(clnet_graph *g) {
+    clnet_context *ctx = g->ctx;
+    const size_t room = clnet__room(ctx);
+    if (g->plan.total <= room) {
+        return ctx->result;
+    }
+    const int fitting = clnet_graph_largest_batch(g, room, g->largest_batch);
+    return clnet__fail(ctx, CLNET_ERROR_MEMORY,
+                       "a batch of %d needs %zu bytes; %s has %zu: room for a batch of %d",
+                       g->largest_batch, g->plan.total, ctx->backend.device, room, fitting);
 }
 
 static void clnet__initial_values(const clnet_graph *g, int index, clnet_real *values) {
@@ -5460,15 +5679,14 @@ clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *d) {
         return ctx->result;
     }
     const clnet_memory_plan *p = &g->plan;
-    if (ctx->backend.fits && ctx->backend.fits(g) != CLNET_OK) {
+    if (clnet__check_room(g) != CLNET_OK) {
         return ctx->result;
     }
-    g->built =
-        clnet__take(g, &g->parameters, p->parameters) && clnet__take(g, &g->buffers, p->buffers) &&
-        clnet__take(g, &g->gradients, p->gradients) && clnet__take(g, &g->arena, p->activations) &&
-        clnet__take(g, &g->workspace, p->workspace) &&
-        (!g->adam || (clnet__take(g, &g->adam->moment[0], p->parameters) &&
-                      clnet__take(g, &g->adam->moment[1], p->parameters)));
+    g->built = clnet__take_all(g, &g->parameters) && clnet__take_all(g, &g->buffers) &&
+               (!p->gradients || clnet__take_all(g, &g->gradients)) &&
+               clnet__take_all(g, &g->arena) && clnet__take(g, &g->workspace, p->workspace) &&
+               (!g->adam || (clnet__take_all(g, &g->adam->moment[0]) &&
+                             clnet__take_all(g, &g->adam->moment[1])));
     if (!g->built) {
         return clnet__fail(ctx, CLNET_ERROR_MEMORY, "out of memory: the graph needs %zu bytes",
                            p->total);
@@ -5489,12 +5707,7 @@ clnet_result clnet_graph_set_batch(clnet_graph *g, int batch) {
                            "a batch of %d in a graph for batches of 1 to %d", batch,
                            g->largest_batch);
     }
-    g->batch = batch;
-    for (int i = 0; i < g->tensor_count; i++) {
-        if (g->tensors[i]->batched) {
-            g->tensors[i]->shape[0] = batch;
-        }
-    }
+    clnet__set_batch(g, batch);
     return CLNET_OK;
 }
 
@@ -5538,7 +5751,7 @@ clnet_result clnet_graph_forward(clnet_graph *g) {
 static clnet_result clnet__zero_inputs(clnet_graph *g, const clnet_node *node) {
     for (int k = 0; k < node->inputs && g->ctx->result == CLNET_OK; k++) {
         clnet_tensor *t = node->in[k] ? clnet__owner(node->in[k]) : NULL;
-        if (t && t->grad_memory == &g->arena && t->first_summand == node->index) {
+        if (t && t->grad_memory && clnet__in_arena(t, true) && t->first_summand == node->index) {
             g->ctx->backend.fill(g->ctx, t->grad_memory, t->grad_offset, clnet__tensor_bytes(t));
         }
     }
@@ -5569,10 +5782,14 @@ clnet_result clnet_graph_backward(clnet_graph *g) {
 }
 
 clnet_result clnet_graph_zero_grad(clnet_graph *g) {
-    if (clnet__ready(g) != CLNET_OK || !g->gradients.handle) {
+    if (clnet__ready(g) != CLNET_OK) {
         return g ? g->ctx->result : CLNET_ERROR_ARGUMENT;
     }
-    return g->ctx->backend.fill(g->ctx, &g->gradients, 0, g->plan.gradients);
+    for (int i = 0; g->plan.gradients && i < g->gradients.count; i++) {
+        clnet_memory *piece = &g->gradients.pieces[i];
+        g->ctx->backend.fill(g->ctx, piece, 0, piece->bytes);
+    }
+    return g->ctx->result;
 }
 
 static clnet_tensor *clnet__find(clnet_tensor *const *list, int count, const char *name) {
@@ -5627,6 +5844,19 @@ static bool clnet__all_finite(clnet_tensor *t, clnet_real *values) {
     return true;
 }
 
+// Copies the running statistics to host memory that is as large as all of them, or back.
+static void clnet__move_buffers(clnet_graph *g, char *host, bool to_device) {
+    for (int i = 0; host && i < g->buffers.count; i++) {
+        clnet_memory *piece = &g->buffers.pieces[i];
+        if (to_device) {
+            g->ctx->backend.upload(g->ctx, piece, 0, host, piece->bytes);
+        } else {
+            g->ctx->backend.download(g->ctx, host, piece, 0, piece->bytes);
+        }
+        host += piece->bytes;
+    }
+}
+
 const char *clnet_graph_first_nonfinite(clnet_graph *g) {
     if (!g || !g->built) {
         return NULL;
@@ -5635,9 +5865,7 @@ const char *clnet_graph_first_nonfinite(clnet_graph *g) {
     g->ctx->result = CLNET_OK; // the failure that made us look stays, but must not stop the run
     const char *found = NULL;
     void *statistics = clnet__alloc(g->ctx, g->plan.buffers); // batch norm would move them again
-    if (statistics && g->plan.buffers) {
-        g->ctx->backend.download(g->ctx, statistics, &g->buffers, 0, g->plan.buffers);
-    }
+    clnet__move_buffers(g, statistics, false);
     for (int i = 0; i < g->node_count && !found && g->ctx->result == CLNET_OK; i++) {
         clnet_node *node = g->nodes[i];
         g->ctx->backend.forward(g, node);
@@ -5647,9 +5875,7 @@ const char *clnet_graph_first_nonfinite(clnet_graph *g) {
         }
         clnet__free(g->ctx, values);
     }
-    if (statistics && g->plan.buffers) {
-        g->ctx->backend.upload(g->ctx, &g->buffers, 0, statistics, g->plan.buffers);
-    }
+    clnet__move_buffers(g, statistics, true);
     clnet__free(g->ctx, statistics);
     g->ctx->result = before == CLNET_OK ? g->ctx->result : before;
     return found;
@@ -6018,6 +6244,7 @@ void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const clnet_rea
 
 typedef struct clnet__adam_job {
     const clnet_adam *adam;
+    int piece;
     double lr;
     size_t count;
 } clnet__adam_job;
@@ -6028,22 +6255,24 @@ static void clnet__adam_task(void *arg, size_t index, int worker) {
     (void)worker;
     const clnet_adam *a = job->adam;
     const size_t first = index * CLNET__ADAM_BLOCK, left = job->count - first;
-    clnet_ref_adam(
-        (clnet_real *)a->graph->parameters.handle + first,
-        (clnet_real *)a->moment[0].handle + first, (clnet_real *)a->moment[1].handle + first,
-        (clnet_real *)a->graph->gradients.handle + first,
-        left < CLNET__ADAM_BLOCK ? left : CLNET__ADAM_BLOCK, job->lr, a->steps, &a->desc);
+    clnet_ref_adam((clnet_real *)a->graph->parameters.pieces[job->piece].handle + first,
+                   (clnet_real *)a->moment[0].pieces[job->piece].handle + first,
+                   (clnet_real *)a->moment[1].pieces[job->piece].handle + first,
+                   (clnet_real *)a->graph->gradients.pieces[job->piece].handle + first,
+                   left < CLNET__ADAM_BLOCK ? left : CLNET__ADAM_BLOCK, job->lr, a->steps,
+                   &a->desc);
 }
 
-static clnet_result clnet__cpu_adam(clnet_adam *adam, double lr) {
+static clnet_result clnet__cpu_adam(clnet_adam *adam, int piece, double lr) {
     clnet_context *ctx = adam->graph->ctx;
     const double start = clnet__cpu_clock(ctx);
-    const size_t count = adam->graph->plan.parameters / sizeof(clnet_real);
-    clnet__adam_job job = {adam, lr, count};
+    const size_t bytes = adam->graph->parameters.pieces[piece].bytes;
+    const size_t count = bytes / sizeof(clnet_real);
+    clnet__adam_job job = {adam, piece, lr, count};
     clnet__parallel(&ctx->cpu, (count + CLNET__ADAM_BLOCK - 1) / CLNET__ADAM_BLOCK,
                     clnet__adam_task, &job);
     // Four numbers are read and three written for each parameter.
-    clnet__cpu_measure(ctx, CLNET__ROW_ADAM, start, 7.0 * (double)adam->graph->plan.parameters);
+    clnet__cpu_measure(ctx, CLNET__ROW_ADAM, start, 7.0 * (double)bytes);
     return CLNET_OK;
 }
 
@@ -6133,6 +6362,7 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
     clnet__cpu_name_rows(ctx->rows);
     ctx->backend.rows = d->profile ? ctx->rows : NULL;
     ctx->backend.row_count = CLNET__ROWS;
+    ctx->backend.largest_allocation = d->largest_allocation;
     return ctx;
 }
 
@@ -6171,7 +6401,10 @@ void clnet_adam_set_steps(clnet_adam *adam, uint64_t steps) { adam->steps = step
 static clnet_memory *clnet__moment(clnet_adam *adam, int moment, const clnet_tensor *parameter) {
     const bool fits = adam && parameter && parameter->graph == adam->graph &&
                       (moment == 0 || moment == 1) && parameter->role == CLNET_ROLE_PARAMETER;
-    return fits ? &adam->moment[moment] : NULL;
+    const clnet__slab *parameters = fits ? &adam->graph->parameters : NULL;
+    return fits && adam->moment[moment].count
+               ? &adam->moment[moment].pieces[parameter->memory - parameters->pieces]
+               : NULL;
 }
 
 clnet_result clnet_adam_get(clnet_adam *adam, int moment, clnet_tensor *parameter, void *data,
@@ -6190,20 +6423,31 @@ clnet_result clnet_adam_step(clnet_adam *adam, double lr) {
     if (!adam || clnet__ready(adam->graph) != CLNET_OK) {
         return adam ? adam->graph->ctx->result : CLNET_ERROR_ARGUMENT;
     }
-    if (!adam->graph->gradients.handle) {
+    if (!adam->graph->plan.gradients) {
         return clnet__fail(adam->graph->ctx, CLNET_ERROR_ARGUMENT,
                            "adam: the graph was built without gradients");
     }
+    clnet_context *ctx = adam->graph->ctx;
     adam->steps++;
-    return adam->graph->ctx->backend.adam(adam, lr);
+    for (int i = 0; i < adam->graph->parameters.count && ctx->result == CLNET_OK; i++) {
+        ctx->backend.adam(adam, i, lr);
+    }
+    return ctx->result;
 }
 
 // The sum of squares is not finite where a number is not, or where it is beyond any use.
-static bool clnet__finite(clnet_graph *g, clnet_memory *memory, size_t bytes) {
-    double sum = 0;
-    return g->ctx->backend.sum_of_squares(g->ctx, memory, bytes / sizeof(clnet_real), &sum) !=
-               CLNET_OK ||
-           isfinite(sum);
+static bool clnet__finite(clnet_graph *g, clnet__slab *slab) {
+    double all = 0;
+    for (int i = 0; i < slab->count; i++) {
+        clnet_memory *piece = &slab->pieces[i];
+        double sum = 0;
+        if (g->ctx->backend.sum_of_squares(g->ctx, piece, piece->bytes / sizeof(clnet_real),
+                                           &sum) != CLNET_OK) {
+            return true; // that failure is on record
+        }
+        all += sum;
+    }
+    return isfinite(all);
 }
 
 clnet_result clnet_train_update(clnet_adam *adam, double lr) {
@@ -6212,7 +6456,7 @@ clnet_result clnet_train_update(clnet_adam *adam, double lr) {
     }
     clnet_graph *g = adam->graph;
     const bool loss = isfinite(clnet_tensor_item(g->loss));
-    if (!loss || !clnet__finite(g, &g->gradients, g->plan.gradients)) {
+    if (!loss || !clnet__finite(g, &g->gradients)) {
         const char *node = clnet_graph_first_nonfinite(g);
         return clnet__fail(g->ctx, CLNET_ERROR_NONFINITE,
                            "%s is not finite in step %llu; first in %s",
@@ -11023,8 +11267,8 @@ static clnet_result clnet__model_write(clnet_model *m, const char *path, bool op
         return clnet__fail(ctx, CLNET_ERROR_ARGUMENT, "%s: the model has no optimiser to save",
                            path);
     }
-    if (!clnet__finite(m->graph, &m->graph->parameters, m->graph->plan.parameters) ||
-        !clnet__finite(m->graph, &m->graph->buffers, m->graph->plan.buffers)) {
+    if (!clnet__finite(m->graph, &m->graph->parameters) ||
+        !clnet__finite(m->graph, &m->graph->buffers)) {
         return clnet__fail(ctx, CLNET_ERROR_NONFINITE, "%s: not written: a weight is not finite",
                            path);
     }

@@ -813,44 +813,9 @@ static clnet_result clnet__cl_no_room(clnet_context *ctx, uint64_t bytes) {
                        (unsigned long long)d->largest_allocation);
 }
 
-// The largest batch for which a plan of this shape has room: only activations grow with it.
-static int clnet__cl_largest_batch(const clnet_graph *g, uint64_t room) {
-    const clnet_memory_plan *p = &g->plan;
-    const uint64_t fixed = p->total - p->activations, piece = clnet__cl_of(g->ctx)->info.largest_allocation;
-    const uint64_t left = room > fixed ? room - fixed : 0, most = left < piece ? left : piece;
-    return p->activations ? (int)((double)most / (double)p->activations * g->largest_batch) : 0;
-}
-
-// The device is asked for the largest slab, which it gives without touching memory, so that one that
-// allows more than it promises is not refused.
-static bool clnet__cl_gives(clnet_context *ctx, size_t bytes) {
-    clnet__cl *cl = clnet__cl_of(ctx);
-    int32_t code = 0;
-    if (bytes <= cl->info.largest_allocation) {
-        return true;
-    }
-    void *buffer = cl->api.clCreateBuffer(cl->context, CLNET__CL_READ_WRITE, bytes, NULL, &code);
-    if (code == 0) {
-        clnet__cl_check(ctx, "clReleaseMemObject", "", cl->api.clReleaseMemObject(buffer));
-    }
-    return code == 0;
-}
-
-static clnet_result clnet__cl_fits(clnet_graph *g) {
-    clnet__cl *cl = clnet__cl_of(g->ctx);
-    const clnet_memory_plan *p = &g->plan;
-    const uint64_t room = cl->info.memory - cl->used;
-    const size_t largest = p->activations > p->parameters ? p->activations : p->parameters;
-    if (!clnet__cl_alive(g->ctx) || (p->total <= room && clnet__cl_gives(g->ctx, largest))) {
-        return g->ctx->result;
-    }
-    return clnet__fail(g->ctx, CLNET_ERROR_MEMORY,
-                       "a batch of %d needs %llu bytes, %llu of them in one piece; %s has %llu, at "
-                       "most %llu in one piece: room for a batch of %d",
-                       g->largest_batch, (unsigned long long)p->total, (unsigned long long)largest,
-                       cl->name, (unsigned long long)room,
-                       (unsigned long long)cl->info.largest_allocation,
-                       clnet__cl_largest_batch(g, room));
+static size_t clnet__cl_room(clnet_context *ctx) {
+    const clnet__cl *cl = clnet__cl_of(ctx);
+    return clnet__cl_alive(ctx) ? (size_t)(cl->info.memory - cl->used) : SIZE_MAX - 1;
 }
 
 static bool clnet__cl_alloc(clnet_context *ctx, clnet_memory *memory, size_t bytes) {
@@ -2212,15 +2177,17 @@ static clnet_result clnet__cl_weighted_sum_backward(clnet_graph *g, clnet_node *
 
 // >>adam
 
-static clnet_result clnet__cl_adam(clnet_adam *adam, double lr) {
+static clnet_result clnet__cl_adam(clnet_adam *adam, int piece, double lr) {
     clnet_graph *g = adam->graph;
     const clnet_adam_desc *d = &adam->desc;
-    const size_t count = g->plan.parameters / sizeof(float);
+    const size_t count = g->parameters.pieces[piece].bytes / sizeof(float);
     const double beta1 = clnet__or_double(d->beta1, 0.9), beta2 = clnet__or_double(d->beta2, 0.999);
     const double correction1 = -expm1((double)adam->steps * log(beta1));
     const double correction2 = -expm1((double)adam->steps * log(beta2));
-    const clnet__cl_place p = {g->parameters.handle, 0}, slope = {g->gradients.handle, 0};
-    const clnet__cl_place m = {adam->moment[0].handle, 0}, v = {adam->moment[1].handle, 0};
+    const clnet__cl_place p = {g->parameters.pieces[piece].handle, 0};
+    const clnet__cl_place slope = {g->gradients.pieces[piece].handle, 0};
+    const clnet__cl_place m = {adam->moment[0].pieces[piece].handle, 0};
+    const clnet__cl_place v = {adam->moment[1].pieces[piece].handle, 0};
     return CLNET__CL_RUN(g->ctx, adam_step, clnet__cl_plane(clnet__cl_of(g->ctx), count, 1), AT(p),
                          AT(m), AT(v), AT(slope), LONG(count), FLOAT(1 - beta1), FLOAT(1 - beta2),
                          FLOAT(beta2), FLOAT(lr / correction1), FLOAT(1 / sqrt(correction2)),
@@ -2429,7 +2396,7 @@ static const clnet_backend clnet__cl_backend = {.alloc = clnet__cl_alloc,
                                                 .download = clnet__cl_download,
                                                 .fill = clnet__cl_fill,
                                                 .workspace = clnet__cl_workspace,
-                                                .fits = clnet__cl_fits,
+                                                .room = clnet__cl_room,
                                                 .forward = clnet__cl_forward,
                                                 .backward = clnet__cl_backward,
                                                 .adam = clnet__cl_adam,
@@ -2600,6 +2567,9 @@ clnet_context *clnet_cl_context_create(const clnet_cl_desc *desc) {
     ctx->backend.threads = threads;
     ctx->backend.rows = d->base.profile ? cl->rows : NULL;
     ctx->backend.row_count = CLNET__CL_ROWS;
+    const size_t promised = (size_t)choice.best.info.largest_allocation;
+    const size_t asked = d->base.largest_allocation;
+    ctx->backend.largest_allocation = asked && asked < promised ? asked : promised;
     clnet__cl_name_rows(cl);
     if (choice.found) {
         clnet__cl_open_device(ctx, &choice.best, d);

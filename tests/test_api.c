@@ -1148,6 +1148,57 @@ static void test_profile(void) {
     CHECK(!clnet_profile(NULL, 0, &row), "a row of nothing");
 }
 
+// A training whose memory comes in small pieces ends with the same weights, and what cannot be
+// divided is refused with its figures before anything is taken.
+static void test_pieces(void) {
+    static const size_t largest[3] = {0, 300000, 1024};
+    clnet_real *expected = NULL, *found = NULL;
+    for (int i = 0; i < 3; i++) {
+        counter c = {0};
+        clnet_context *ctx = clnet_context_create(
+            &(clnet_context_desc){.threads = 1,
+                                  .reference = true, // no scratch
+                                  .largest_allocation = largest[i],
+                                  .allocator = {counted_alloc, counted_free, &c}});
+        const long before = c.live;
+        clnet_graph *g = clnet_graph_create(ctx);
+        clnet_tensor *x = clnet_input(g, "x", 4, 3, 16, 16), *y = x;
+        static const char *const names[] = {"a", "b", "c", "d"};
+        for (int k = 0; k < 4; k++) {
+            const clnet_conv2d_desc conv = {
+                .out_channels = 64, .kernel_size = {3, 3}, .padding = {1, 1}, .name = names[k]};
+            y = clnet_relu(g, clnet_conv2d(g, y, &conv));
+        }
+        clnet_adam *adam = clnet_adam_create(g, NULL);
+        const clnet_result result = clnet_graph_build(g, &(clnet_build_desc){.loss = y, .seed = 1});
+        CHECK(result == (i < 2 ? CLNET_OK : CLNET_ERROR_MEMORY), "%zu: %s", largest[i],
+              clnet_error(ctx));
+        if (result == CLNET_OK) {
+            fill(x, 1);
+            clnet_graph_forward(g);
+            clnet_graph_backward(g);
+            clnet_adam_step(adam, 1e-3);
+            found = values_of(clnet_graph_find_weight(g, "d.weight"), false);
+            expected = i == 0 ? found : expected;
+            CHECK(!memcmp(found, expected, 64 * 64 * 9 * sizeof *found), "pieces of %zu",
+                  largest[i]);
+            CHECK(clnet_graph_largest_batch(g, SIZE_MAX - 1, 100) == (i ? 4 : 100), "%zu: batch %d",
+                  largest[i], clnet_graph_largest_batch(g, SIZE_MAX - 1, 100));
+        } else {
+            CHECK(contains(clnet_error(ctx), "a batch of 4 needs ") &&
+                      contains(clnet_error(ctx), " at most 1024: room for a batch of 0"),
+                  "%s", clnet_error(ctx));
+        }
+        clnet_graph_destroy(g);
+        CHECK(c.live == before, "%ld blocks are left", c.live - before);
+        clnet_context_destroy(ctx);
+    }
+    if (found != expected) {
+        free(found);
+    }
+    free(expected);
+}
+
 static void remove_folder(void) {
     static const char *const names[] = {"model", "last", "a", "b", "good", "wrong"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -1197,6 +1248,7 @@ int main(void) {
     test_predict();
     test_label_out_of_range();
     test_profile();
+    test_pieces();
     remove_folder();
     return test_close();
 }

@@ -306,6 +306,21 @@ static void test_memory(void) {
     clnet_context_destroy(ctx);
 }
 
+// In pieces of 128 KiB the same network computes the same bits.
+static void test_pieces(void) {
+    static outcome whole, pieces;
+    for (int i = 0; i < 2; i++) {
+        clnet_context *ctx = clnet_cl_context_create(
+            &(clnet_cl_desc){.device = "opencl",
+                             .kernels = kernels,
+                             .no_clblast = true,
+                             .base = {.largest_allocation = i ? 1 << 17 : 0}});
+        CHECK(run_network(ctx, STEPS, i ? &pieces : &whole), "%s", clnet_error(ctx));
+        clnet_context_destroy(ctx);
+    }
+    CHECK(!memcmp(&whole, &pieces, sizeof whole), "memory in pieces changes results");
+}
+
 // No launch of a training step takes longer than 250 ms, at the size of `make demo` and at a larger
 // one: a display's driver would reset the device after a few seconds. And next to nothing returns to
 // the host.
@@ -679,6 +694,7 @@ int main(int argc, char **argv) {
         test_devices();
         test_refusals();
         test_memory();
+        test_pieces();
         test_launches();
         test_slabs();
         test_weightless();
