@@ -15,8 +15,6 @@
 
 static const double tolerance = 1e-6;
 
-volatile sig_atomic_t command_signal; // the program's main has it
-
 static char folder[] = "/tmp/test_scores_XXXXXX";
 
 // One case while its lines are read. The data set and the predictions lie in a folder of its own.

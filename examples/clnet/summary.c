@@ -96,8 +96,8 @@ static bool add_comparison(const summary *s, report *r, problem *p) {
     add_table(
         r, &cells,
         "GFLOP: one image forward, a multiply-add counted as two. Memory: the plan of a training "
-        "step. Training: the sum over epochs, without validation. Per image: prediction while "
-        "measuring.");
+        "step. Training: the sum over epochs, without validation; an epoch that was interrupted "
+        "counts from where it went on. Per image: prediction while measuring.");
     tables_free(&cells);
     tables_missing(s->tables, say, r);
     return true;
