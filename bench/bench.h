@@ -30,7 +30,7 @@ typedef struct bench_options {
     OPTION_RANGE(NUMBER, "--time", &(b)->time, 0.01, 86400,                                        \
                  "seconds for all cases of a device, about (default: 60)"),                        \
         OPTION_RANGE(INT, "--repeats", &(b)->repeats, 1, 10000,                                    \
-                     "repeats of each case (default: what the time allows, 3 or more)")
+                     "repeats of each case (default: what the time allows, 2 or more)")
 
 // ---- rows (rows.c) ------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ typedef struct bench_times {
     double median, least, most; // milliseconds
 } bench_times;
 
-// A warm-up, then repeats: as many as given, else what fits into the seconds, at least 3. once()
+// A warm-up, then repeats: as many as given, else what fits into the seconds, at least 2. once()
 // gives the seconds of a repeat, which may be less than it took; negative: failed.
 bool bench_measure(bench_times *times, int repeats, double seconds, double (*once)(void *arg),
                    void *arg);

@@ -29,7 +29,7 @@ double bench_median(double *values, int count) {
 
 bool bench_measure(bench_times *times, int repeats, double seconds, double (*once)(void *arg),
                    void *arg) {
-    enum { LEAST = 3, MOST = 10000 };
+    enum { LEAST = 2, MOST = 10000 };
     double values[MOST];
     const double begun = progress_clock();
     *times = (bench_times){0};

@@ -353,9 +353,10 @@ static void fail_row(bench_row *row, const char *why, bool refused) {
     snprintf(row->why, sizeof row->why, "%.*s", (int)sizeof row->why - 1, why);
 }
 
-// Forward: direct convolution reaches 1e-6, Winograd's transforms cost up to ten times that; a device
-// may round each part of an expression. A gradient may also meet a ReLU or a maximum so near to its
-// kink that rounding decides: 1e-4 has been seen. What is wrong is off by a hundredth and more.
+// Forward: direct convolution reaches 1e-6, Winograd's transforms cost up to ten times that; a
+// device may round each part of an expression. A gradient may also meet a ReLU or a maximum so near
+// to its kink that rounding decides: 1e-4 has been seen. What is wrong is off by a hundredth and
+// more.
 static double error_limit(const model_case *c) {
     const bool cpu = !strncmp(c->device->id, "cpu", 3);
     return is_training(c) ? 1e-3 : cpu ? 2e-5 : 5e-5;
