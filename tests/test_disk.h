@@ -11,8 +11,8 @@
 // >>memory: an allocator that counts, and that can fail at its n-th call
 
 static struct {
-    size_t now, peak;
-    long calls, fail_at; // counted from 1; 0: never
+    size_t now, peak, context; // bytes; `context`: of them, the context that the test made
+    long calls, fail_at;       // counted from 1; 0: never
 } memory;
 
 enum { MEMORY_PREFIX = 16 }; // keeps the size, and the alignment of malloc
@@ -36,6 +36,9 @@ static void counting_free(void *user, void *p) {
     memory.now -= bytes;
     free((unsigned char *)p - MEMORY_PREFIX);
 }
+
+// The most that was taken since the last context was made, without that context.
+static size_t memory_peak(void) { return memory.peak - memory.context; }
 
 // >>disk: files in memory
 
@@ -191,7 +194,7 @@ static clnet_context *disk_context(void) {
     disk.silent = false;
     disk.bytes_read = 0;
     clnet_context *ctx = clnet_context_create(&desc);
-    memory.peak = memory.now;
+    memory.peak = memory.context = memory.now;
     return ctx;
 }
 

@@ -39,8 +39,8 @@ static void check_refused(const char *what, clnet_result expected, const char *t
           what, (int)clnet_context_result(ctx), (int)expected, error);
     CHECK(strstr(error, PATH) == error && strstr(error, text) != NULL,
           "%s: \"%s\" should name %s and say \"%s\"", what, error, PATH, text);
-    CHECK((double)memory.peak <= 2.0 * (double)disk_find(PATH)->size + 1048576,
-          "%s: %zu bytes of memory for a file of %llu", what, memory.peak,
+    CHECK((double)memory_peak() <= 2.0 * (double)disk_find(PATH)->size + 1048576,
+          "%s: %zu bytes of memory for a file of %llu", what, memory_peak(),
           (unsigned long long)disk_find(PATH)->size);
     clnet_tensor_file_close(f);
     CHECK(memory.now == before && disk.open == 0, "%s: something is left", what);
@@ -325,8 +325,8 @@ static void check_many(const char *what, const char *format, size_t data, bool m
     clnet_tensor_file *f = clnet_tensor_file_open(ctx, PATH);
     double seconds = seconds_now() - start;
     CHECK(f != NULL && seconds < 0.5 * SLOWER, "%s: %.2f s, %s", what, seconds, clnet_error(ctx));
-    CHECK(memory.peak <= 2 * size + 1048576, "%s: %zu bytes of memory for a file of %zu", what,
-          memory.peak, size);
+    CHECK(memory_peak() <= 2 * size + 1048576, "%s: %zu bytes of memory for a file of %zu", what,
+          memory_peak(), size);
     for (int i = 0; i < 65536; i++) {
         char name[16];
         clnet_file_tensor t = {0};
@@ -658,7 +658,7 @@ static void check_large(uint64_t elements) {
     clnet_tensor_file *f = clnet_tensor_file_open(ctx, PATH);
     CHECK(f != NULL && disk.bytes_read == 8 + strlen(header), "%llu bytes were read: %s",
           (unsigned long long)disk.bytes_read, clnet_error(ctx));
-    CHECK(memory.peak < 8192, "%zu bytes of memory", memory.peak);
+    CHECK(memory_peak() < 8192, "%zu bytes of memory", memory_peak());
     CHECK(clnet_tensor_file_find(f, "b", &t) && t.offset == 8 + strlen(header) + elements,
           "offset");
     CHECK(clnet_tensor_file_read(f, &t, bytes) == CLNET_OK &&
@@ -752,7 +752,7 @@ static void test_streaming(void) {
     }
     CHECK(clnet_safetensors_write(ctx, "out", items, 20, NULL, 0) == CLNET_OK, "%s",
           clnet_error(ctx));
-    CHECK(memory.peak < bytes + 16384, "%zu bytes of memory", memory.peak);
+    CHECK(memory_peak() < bytes + 16384, "%zu bytes of memory", memory_peak());
     CHECK(disk_find("out")->size > 20 * bytes, "%d bytes", (int)disk_find("out")->size);
     clnet_context_destroy(ctx);
 }

@@ -222,8 +222,8 @@ static void check_refused(const char *what, clnet_result expected, const char *t
           what, (int)clnet_context_result(ctx), (int)expected, error);
     CHECK(strstr(error, PATH) == error && strstr(error, text) != NULL,
           "%s: \"%s\" should name %s and say \"%s\"", what, error, PATH, text);
-    CHECK((double)memory.peak <= 2.0 * (double)disk_find(PATH)->size + 1048576,
-          "%s: %zu bytes of memory for a file of %llu", what, memory.peak,
+    CHECK((double)memory_peak() <= 2.0 * (double)disk_find(PATH)->size + 1048576,
+          "%s: %zu bytes of memory for a file of %llu", what, memory_peak(),
           (unsigned long long)disk_find(PATH)->size);
     clnet_tensor_file_close(f);
     CHECK(memory.now == before && disk.open == 0, "%s: something is left", what);
@@ -245,8 +245,8 @@ static void check_floats(const char *what, size_t count, const char *name, size_
                memcmp(values, expected, n * sizeof *values) == 0),
           "%s: %s has %llu bytes, %g %g ..: %s", what, name, (unsigned long long)t.bytes,
           (double)values[0], (double)values[1], clnet_error(ctx));
-    CHECK((double)memory.peak <= 2.0 * (double)disk_find(PATH)->size + 1048576,
-          "%s: %zu bytes of memory", what, memory.peak);
+    CHECK((double)memory_peak() <= 2.0 * (double)disk_find(PATH)->size + 1048576,
+          "%s: %zu bytes of memory", what, memory_peak());
     clnet_tensor_file_close(f);
     clnet_context_destroy(ctx);
 }
@@ -955,8 +955,8 @@ static void check_bounds(const char *what, bool accept) {
     const double seconds = seconds_now() - start;
     CHECK((f != NULL) == accept && (accept || clnet_context_result(ctx) == CLNET_ERROR_LIMIT),
           "%s: %s", what, clnet_error(ctx));
-    CHECK((double)memory.peak <= 2 * size + 1048576, "%s: %zu bytes of memory for a file of %.0f",
-          what, memory.peak, size);
+    CHECK((double)memory_peak() <= 2 * size + 1048576, "%s: %zu bytes of memory for a file of %.0f",
+          what, memory_peak(), size);
     CHECK(seconds < 0.5 * SLOWER, "%s: %.2f s", what, seconds);
     clnet_tensor_file_close(f);
     clnet_context_destroy(ctx);
