@@ -803,20 +803,22 @@ CLNET_API clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores,
 //                              archives, tar archives, other protocols of pickle
 //     CLNET_ERROR_MISMATCH     a storage that is named but not there
 //
-// Whatever the file, opening it takes at most twice its size and 1 MiB of memory.
+// A zip file has to be as torch.save writes it: entries without gaps, in the directory's order, no
+// comment, less than 4 GiB. Whatever the file, opening it takes at most twice its size and 1 MiB of
+// memory; reading a tensor with strides, a copy of what lies between its first and last number.
 //
 // A tensor without elements may stand wherever another one begins or ends. NaN and infinity are
 // values like others here.
 
 // Limits on both reading and writing; a program may define its own before the include.
 #ifndef CLNET_FILE_MAX_HEADER
-#define CLNET_FILE_MAX_HEADER 16777216 // bytes of JSON; below 2^32
+#define CLNET_FILE_MAX_HEADER 16777216 // bytes of JSON, or of a pickle; below 2^32
 #endif
 #ifndef CLNET_FILE_MAX_TENSORS
 #define CLNET_FILE_MAX_TENSORS 65536 // also of pairs of metadata
 #endif
 #ifndef CLNET_FILE_MAX_NAME
-#define CLNET_FILE_MAX_NAME 512 // bytes of a tensor's name
+#define CLNET_FILE_MAX_NAME 512 // bytes of a tensor's name; below 65,536
 #endif
 #ifndef CLNET_MAX_RANK
 #define CLNET_MAX_RANK 8 // axes of a tensor
@@ -7894,7 +7896,6 @@ static bool clnet__header_read(clnet_tensor_file *f, const unsigned char start[8
     return true;
 }
 
-// The format shows in the first bytes.
 // torch.nn.DataParallel puts "module." before all names. They are sorted: the first and the last tell.
 static void clnet__drop_module(clnet_tensor_file *f) {
     static const char prefix[] = "module.";
@@ -7908,15 +7909,14 @@ static void clnet__drop_module(clnet_tensor_file *f) {
     }
 }
 
+// The format shows in the first bytes.
 static bool clnet__format_read(clnet_tensor_file *f) {
     unsigned char start[8];
     if (!clnet__file_begin(f, start)) {
         return false;
     }
-    if (clnet__is_zip(start) || clnet__is_pickle(start)) {
-        return clnet__pth_read(f, clnet__is_zip(start));
-    }
-    if (!clnet__header_read(f, start)) {
+    if (!(clnet__is_zip(start) || clnet__is_pickle(start) ? clnet__pth_read(f, clnet__is_zip(start))
+                                                          : clnet__header_read(f, start))) {
         return false;
     }
     clnet__drop_module(f);
@@ -9558,8 +9558,8 @@ static bool clnet__older_read(clnet__pth *p, clnet__cell *root) {
 
 // >>files: pth: the state dict
 
-// Copies a tensor's name without its first `skip` bytes; it has to be fit for messages and tables.
-static bool clnet__state_name(const clnet__pth *p, clnet__cell key, size_t skip,
+// Copies a tensor's name, which has to be fit for messages and tables.
+static bool clnet__state_name(const clnet__pth *p, clnet__cell key,
                               char name[CLNET_FILE_MAX_NAME + 1]) {
     size_t length = 0;
     const unsigned char *s = p->text;
@@ -9579,7 +9579,6 @@ static bool clnet__state_name(const clnet__pth *p, clnet__cell key, size_t skip,
                     name, (unsigned long long)length);
         return false;
     }
-    memmove(name, name + skip, kept + 1 - skip);
     return true;
 }
 
@@ -9737,7 +9736,7 @@ static void clnet__state_record(clnet_tensor_file *f, const clnet_file_tensor *t
 }
 
 // Goes through all tensors of a dictionary: checks and counts them, or records them.
-static bool clnet__state_tensors(clnet__pth *p, clnet__cell dict, size_t skip, clnet__text *text) {
+static bool clnet__state_tensors(clnet__pth *p, clnet__cell dict, clnet__text *text) {
     clnet__cell key, value = {CLNET__NOTHING, 0};
     p->f->count = 0;
     for (clnet__walk w = clnet__walk_begin(p, dict); clnet__walk_next(p, &w, &key);) {
@@ -9745,7 +9744,7 @@ static bool clnet__state_tensors(clnet__pth *p, clnet__cell dict, size_t skip, c
         clnet_file_tensor t = {.name = name};
         clnet__walk_next(p, &w, &value);
         p->at = key.kind == CLNET__TEXT ? key.at : p->at;
-        if (!clnet__state_name(p, key, skip, name) || !clnet__state_tensor(p, value, &t)) {
+        if (!clnet__state_name(p, key, name) || !clnet__state_tensor(p, value, &t)) {
             return false;
         }
         if (p->f->count == CLNET_FILE_MAX_TENSORS) {
@@ -9758,12 +9757,9 @@ static bool clnet__state_tensors(clnet__pth *p, clnet__cell dict, size_t skip, c
     return true;
 }
 
-// Steps into {"state_dict": {..}, ..}, and finds out whether all names begin with "module.", which
-// is then left out: torch.nn.DataParallel puts it there.
-static bool clnet__state_root(const clnet__pth *p, clnet__cell *root, size_t *skip) {
-    static const char prefix[] = "module.";
+// Steps into {"state_dict": {..}, ..}.
+static bool clnet__state_root(const clnet__pth *p, clnet__cell *root) {
     clnet__cell key, value = {CLNET__NOTHING, 0};
-    bool all = true, any = false;
     if (root->kind != CLNET__DICT) {
         clnet__fail(p->f->ctx, CLNET_ERROR_UNSUPPORTED,
                     CLNET__PATH ": byte %llu: expected a state dict, found %s", p->f->path,
@@ -9778,15 +9774,6 @@ static bool clnet__state_root(const clnet__pth *p, clnet__cell *root, size_t *sk
             break;
         }
     }
-    for (clnet__walk w = clnet__walk_begin(p, *root); clnet__walk_next(p, &w, &key);) {
-        size_t length = 0;
-        const unsigned char *name =
-            key.kind == CLNET__TEXT ? clnet__pickle_text(p, key, &length) : p->text;
-        clnet__walk_next(p, &w, &value);
-        all = all && length >= sizeof prefix - 1 && memcmp(name, prefix, sizeof prefix - 1) == 0;
-        any = true;
-    }
-    *skip = all && any ? sizeof prefix - 1 : 0;
     return true;
 }
 
@@ -9827,8 +9814,7 @@ static bool clnet__pth_keep(clnet__pth *p, clnet__cell root) {
     static const unsigned char name[] = "clnet.metadata";
     clnet_tensor_file *f = p->f;
     clnet__text text = {0};
-    size_t skip;
-    if (!clnet__state_root(p, &root, &skip) || !clnet__state_tensors(p, root, skip, &text)) {
+    if (!clnet__state_root(p, &root) || !clnet__state_tensors(p, root, &text)) {
         return false;
     }
     const clnet__part *metadata =
@@ -9844,7 +9830,7 @@ static bool clnet__pth_keep(clnet__pth *p, clnet__cell root) {
         return false;
     }
     text = (clnet__text){.data = f->text};
-    return clnet__state_tensors(p, root, skip, &text) &&
+    return clnet__state_tensors(p, root, &text) &&
            (metadata == NULL || clnet__pth_metadata(p, metadata, text.length)) &&
            clnet__check_unique(f);
 }
@@ -9867,7 +9853,7 @@ static bool clnet__is_tar(clnet_tensor_file *f) {
 }
 
 static bool clnet__pth_read(clnet_tensor_file *f, bool zip) {
-    const uint64_t own = 65536; // of the file's object and the context
+    const uint64_t own = 16384; // for the file's object, which is there already
     clnet__pth p = {
         .f = f, .left = f->size < UINT64_MAX / 4 ? 2 * f->size + 1048576 - own : UINT64_MAX / 2};
     clnet__cell root;

@@ -128,6 +128,7 @@ static const struct {
     F(clnet_tensor_file_read),
     F(clnet_tensor_file_read_real),
     F(clnet_safetensors_write),
+    F(clnet_pth_write),
     F(clnet_checkpoint_save),
     F(clnet_checkpoint_load),
     F(clnet_ref_conv2d_forward),
