@@ -142,6 +142,7 @@ CLNET_API clnet_result clnet_cl_measure_peak(clnet_context *ctx, double (*clock)
     X(int32_t, clReleaseProgram, (void *))                                                         \
     X(void *, clCreateKernel, (void *, const char *, int32_t *))                                   \
     X(int32_t, clReleaseKernel, (void *))                                                          \
+    X(int32_t, clGetKernelWorkGroupInfo, (void *, void *, uint32_t, size_t, void *, size_t *))     \
     X(int32_t, clSetKernelArg, (void *, uint32_t, size_t, const void *))                           \
     X(void *, clCreateBuffer, (void *, uint64_t, size_t, void *, int32_t *))                       \
     X(int32_t, clReleaseMemObject, (void *))                                                       \
@@ -179,6 +180,7 @@ enum {
     CLNET__CL_DEVICE_TYPE = 0x1000,
     CLNET__CL_DEVICE_COMPUTE_UNITS = 0x1002,
     CLNET__CL_DEVICE_GROUP_SIZE = 0x1004,
+    CLNET__CL_DEVICE_GROUP_AXES = 0x1005,
     CLNET__CL_DEVICE_CLOCK = 0x100C,
     CLNET__CL_DEVICE_LARGEST_ALLOCATION = 0x1010,
     CLNET__CL_DEVICE_FLOAT = 0x101B,
@@ -195,6 +197,8 @@ enum {
     CLNET__CL_DEVICE_VECTOR_WIDTH = 0x103A,
     CLNET__CL_CONTEXT_PLATFORM = 0x1084,
     CLNET__CL_BUILD_LOG = 0x1183,
+    CLNET__CL_KERNEL_GROUP_SIZE = 0x11B0,
+    CLNET__CL_KERNEL_GROUP_FIXED = 0x11B1,
     CLNET__CL_PROFILE_START = 0x1282,
     CLNET__CL_PROFILE_END = 0x1283,
     CLNET__CL_TYPE_CPU = 2, // bits of the device's type
@@ -339,9 +343,23 @@ static void clnet__cl_text(const clnet__cl_api *api, clnet__cl_found *f, uint32_
 
 static int clnet__cl_clamp(uint64_t value) { return value > INT_MAX ? INT_MAX : (int)value; }
 
+// The largest group of work-items that may stand along either of the two axes that kernels use: some
+// CPUs take many along the first and one along the others.
+static int clnet__cl_largest_group(const clnet__cl_api *api, clnet__cl_found *f) {
+    size_t axes[16] = {0}; // most devices have 3
+    const uint64_t most =
+        clnet__cl_number(api, f, CLNET__CL_DEVICE_GROUP_SIZE, sizeof(size_t), 1);
+    size_t largest = most < INT_MAX ? (size_t)most : INT_MAX;
+    if (clnet__cl_ask(api, f, CLNET__CL_DEVICE_GROUP_AXES, sizeof axes, axes, NULL)) {
+        largest = axes[0] < largest ? axes[0] : largest;
+        largest = axes[1] < largest ? axes[1] : largest;
+    }
+    return largest ? (int)largest : 1;
+}
+
 static void clnet__cl_describe(const clnet__cl_api *api, clnet__cl_found *f) {
     clnet_cl_device *d = &f->info;
-    const uint32_t small = sizeof(uint32_t), size = sizeof(size_t), large = sizeof(uint64_t);
+    const uint32_t small = sizeof(uint32_t), large = sizeof(uint64_t);
     char extensions[4096];
     clnet__cl_text(api, f, CLNET__CL_DEVICE_NAME, d->name, sizeof d->name);
     clnet__cl_text(api, f, CLNET__CL_DEVICE_VENDOR, d->vendor, sizeof d->vendor);
@@ -358,8 +376,7 @@ static void clnet__cl_describe(const clnet__cl_api *api, clnet__cl_found *f) {
     d->compute_units =
         clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_COMPUTE_UNITS, small, 1));
     d->clock = clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_CLOCK, small, 0));
-    d->largest_group =
-        clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_GROUP_SIZE, size, 1));
+    d->largest_group = clnet__cl_largest_group(api, f);
     d->vector_width =
         clnet__cl_clamp(clnet__cl_number(api, f, CLNET__CL_DEVICE_VECTOR_WIDTH, small, 1));
     const uint64_t floats = clnet__cl_number(api, f, CLNET__CL_DEVICE_FLOAT, large, 0);
@@ -507,7 +524,21 @@ static uint64_t clnet__cl_local_bytes(const clnet__cl_tuning *t) {
            (uint64_t)(m + t->depth) * 3 * sizeof(int32_t) + 256;
 }
 
-static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d) {
+// Halves what makes the tiles of a product large; false: they cannot be smaller.
+static bool clnet__cl_smaller_tiles(clnet__cl_tuning *t) {
+    int *part = t->depth > 1     ? &t->depth
+                : t->rows > 1    ? &t->rows
+                : t->vectors > 1 ? &t->vectors
+                : t->width > 2   ? &t->width
+                                 : NULL;
+    if (part) {
+        *part /= 2;
+    }
+    return part != NULL;
+}
+
+// The row for a device, cut to groups of `largest_group` work-items and to its local memory.
+static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d, int largest_group) {
     size_t i = 0;
     while (i + 1 < sizeof clnet__cl_tunings / sizeof *clnet__cl_tunings &&
            (clnet__cl_tunings[i].kind != d->kind ||
@@ -515,13 +546,18 @@ static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d) {
         i++;
     }
     clnet__cl_tuning t = clnet__cl_tunings[i];
-    for (; t.items_m * t.items_n > d->largest_group; t.items_n > t.items_m ? (t.items_n /= 2) : (t.items_m /= 2)) {
+    while (t.items_m * t.items_n > largest_group) {
+        *(t.items_n > t.items_m ? &t.items_n : &t.items_m) /= 2;
     }
-    for (; t.channels * t.pixels > d->largest_group; t.pixels > 1 ? (t.pixels /= 2) : (t.channels /= 2)) {
+    const int sums = (int)(d->local_memory < INT_MAX ? d->local_memory : INT_MAX) / 8; // float2
+    while (t.channels * t.pixels > largest_group ||
+           (t.channels * t.pixels > sums && t.channels * t.pixels > 1)) {
+        *(t.pixels > 1 ? &t.pixels : &t.channels) /= 2;
     }
-    for (; t.elements > d->largest_group; t.elements /= 2) {
+    while (t.elements > largest_group) {
+        t.elements /= 2;
     }
-    for (; t.depth > 1 && clnet__cl_local_bytes(&t) > d->local_memory; t.depth /= 2) {
+    while (clnet__cl_local_bytes(&t) > d->local_memory && clnet__cl_smaller_tiles(&t)) {
     }
     return t;
 }
@@ -706,7 +742,10 @@ static void clnet__cl_options(const clnet__cl *cl, char *text, size_t bytes) {
 static void clnet__cl_explain_build(clnet_context *ctx, const char *options, int32_t code) {
     clnet__cl *cl = clnet__cl_of(ctx);
     size_t bytes = 0;
-    cl->api.clGetProgramBuildInfo(cl->program, cl->device, CLNET__CL_BUILD_LOG, 0, NULL, &bytes);
+    if (cl->api.clGetProgramBuildInfo(cl->program, cl->device, CLNET__CL_BUILD_LOG, 0, NULL,
+                                      &bytes) != 0) {
+        bytes = 0; // no log to show
+    }
     char *log = clnet__alloc(ctx, bytes + 1);
     if (log && cl->api.clGetProgramBuildInfo(cl->program, cl->device, CLNET__CL_BUILD_LOG, bytes,
                                              log, NULL) != 0) {
@@ -723,7 +762,8 @@ static void clnet__cl_explain_build(clnet_context *ctx, const char *options, int
     clnet__free(ctx, log);
 }
 
-static bool clnet__cl_build(clnet_context *ctx, const char *source) {
+// Compiles the source with the tuning as it is, and makes all kernels.
+static bool clnet__cl_compile(clnet_context *ctx, const char *source) {
     clnet__cl *cl = clnet__cl_of(ctx);
     char options[512];
     int32_t code = 0;
@@ -741,6 +781,58 @@ static bool clnet__cl_build(clnet_context *ctx, const char *source) {
         const char *name = clnet__cl_kernel_name((clnet__cl_kernel)i);
         cl->kernels[i] = cl->api.clCreateKernel(cl->program, name, &code);
         clnet__cl_check(ctx, "clCreateKernel", name, code);
+    }
+    return ctx->result == CLNET_OK;
+}
+
+static void clnet__cl_release_program(clnet_context *ctx) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    for (int i = 0; i < CLNET__CL_KERNEL_COUNT; i++) {
+        if (cl->kernels[i]) {
+            clnet__cl_check(ctx, "clReleaseKernel", clnet__cl_kernel_name((clnet__cl_kernel)i),
+                            cl->api.clReleaseKernel(cl->kernels[i]));
+            cl->kernels[i] = NULL;
+        }
+    }
+    if (cl->program) {
+        clnet__cl_check(ctx, "clReleaseProgram", "", cl->api.clReleaseProgram(cl->program));
+        cl->program = NULL;
+    }
+}
+
+// How many work-items the device allows a group of a kernel, if that is fewer than the kernel is run
+// with; else INT_MAX. Registers may leave a kernel fewer than the device allows in general.
+static int clnet__cl_kernel_limit(clnet_context *ctx, clnet__cl_kernel kernel) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    const char *name = clnet__cl_kernel_name(kernel);
+    size_t most = 0, fixed[3] = {0, 0, 0}; // 0: the kernel runs in groups of any size
+    int32_t code = cl->api.clGetKernelWorkGroupInfo(
+        cl->kernels[kernel], cl->device, CLNET__CL_KERNEL_GROUP_SIZE, sizeof most, &most, NULL);
+    if (code == 0) {
+        code = cl->api.clGetKernelWorkGroupInfo(cl->kernels[kernel], cl->device,
+                                                CLNET__CL_KERNEL_GROUP_FIXED, sizeof fixed, fixed,
+                                                NULL);
+    }
+    clnet__cl_check(ctx, "clGetKernelWorkGroupInfo", name, code);
+    const size_t group = fixed[0] ? fixed[0] * fixed[1] * fixed[2] : (size_t)cl->tuning.elements;
+    return group <= most ? INT_MAX : (int)most;
+}
+
+// Compiles; where the device then allows some kernel only smaller groups, once more for those.
+static bool clnet__cl_build(clnet_context *ctx, const char *source) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    for (int largest = cl->info.largest_group; clnet__cl_compile(ctx, source);) {
+        int limit = INT_MAX;
+        for (int i = 0; i < CLNET__CL_KERNEL_COUNT && ctx->result == CLNET_OK; i++) {
+            const int one = clnet__cl_kernel_limit(ctx, (clnet__cl_kernel)i);
+            limit = one < limit ? one : limit;
+        }
+        if (limit >= largest || largest == 1) {
+            break;
+        }
+        largest = limit > 1 ? limit : 1;
+        cl->tuning = clnet__cl_tune(&cl->info, largest);
+        clnet__cl_release_program(ctx);
     }
     return ctx->result == CLNET_OK;
 }
@@ -2366,24 +2458,19 @@ clnet_result clnet_cl_measure_peak(clnet_context *ctx, double (*clock)(void), cl
 static void clnet__cl_destroy(clnet_context *ctx) {
     clnet__cl *cl = clnet__cl_of(ctx);
     if (cl->queue) {
-        cl->api.clFinish(cl->queue);
+        clnet__cl_check(ctx, "clFinish", "", cl->api.clFinish(cl->queue));
     }
-    for (int i = 0; i < CLNET__CL_KERNEL_COUNT; i++) {
-        if (cl->kernels[i]) {
-            cl->api.clReleaseKernel(cl->kernels[i]);
-        }
-    }
-    if (cl->program) {
-        cl->api.clReleaseProgram(cl->program);
-    }
+    clnet__cl_release_program(ctx);
     if (cl->queue) {
-        cl->api.clReleaseCommandQueue(cl->queue);
+        clnet__cl_check(ctx, "clReleaseCommandQueue", "",
+                        cl->api.clReleaseCommandQueue(cl->queue));
     }
     if (cl->blasts) {
-        cl->blast.clear_cache(); // it holds on to programs of this context
+        // It holds on to programs of this context.
+        clnet__cl_check(ctx, "CLBlastClearCache", "", cl->blast.clear_cache());
     }
     if (cl->context) {
-        cl->api.clReleaseContext(cl->context);
+        clnet__cl_check(ctx, "clReleaseContext", "", cl->api.clReleaseContext(cl->context));
     }
     clnet__free(ctx, cl);
 }
@@ -2460,7 +2547,7 @@ static void clnet__cl_open_device(clnet_context *ctx, const clnet__cl_found *fou
     const intptr_t properties[] = {CLNET__CL_CONTEXT_PLATFORM, (intptr_t)found->platform, 0};
     cl->device = found->device;
     cl->info = found->info;
-    cl->tuning = clnet__cl_tune(&cl->info);
+    cl->tuning = clnet__cl_tune(&cl->info, cl->info.largest_group);
     snprintf(cl->name, sizeof cl->name, "%s (%s)", cl->info.id, cl->info.name);
     cl->context = cl->api.clCreateContext(properties, 1, &cl->device, NULL, NULL, &code);
     if (clnet__cl_check(ctx, "clCreateContext", "", code) != CLNET_OK) {

@@ -83,7 +83,7 @@ int32_t CLBlastSgemm(int32_t layout, int32_t at, int32_t bt, size_t m, size_t n,
         multiply(y, x, w, m, n, k, beta);
         y.numbers[(m - 1) * c_stride + n - 1] += !strcmp(kind, "wrong");
         code = opencl("clEnqueueWriteBuffer")(*queue, c, 1, c_first * sizeof(float),
-                                              count * sizeof(float), y.numbers, 0, NULL, NULL);
+                                              count * sizeof(float), y.numbers, 0, NULL, event);
     }
     free(x.numbers);
     free(w.numbers);

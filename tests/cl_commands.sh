@@ -125,7 +125,7 @@ mkdir no_blast && touch no_blast/libclblast.so.1 no_blast/libclblast.so
 none="env OCL_ICD_VENDORS=$work/platforms/"
 absent="env LD_LIBRARY_PATH=$work/hidden"
 bare="env LD_LIBRARY_PATH=$work/shim CL_SHIM_NO_DEVICE=1"
-gpu="env LD_LIBRARY_PATH=$work/shim:$work/blast CL_SHIM_GPU=1"
+gpu="env LD_LIBRARY_PATH=$work/shim:$work/blast CL_SHIM_TYPE=4"
 
 # Every way in which there may be no device, in every command that computes and in the verifier.
 small="--model unet --width 1/32 --weights $data/net_unet.weights.safetensors"
@@ -174,7 +174,7 @@ check "verify --device auto is the CPU" sh -c "'$verify' --device auto --operati
 
 # CLBlast is used only after it has proven itself; else the products are clnet's own.
 mkdir both && cp shim/libOpenCL.so.1 no_blast/* both
-check "without CLBlast" env LD_LIBRARY_PATH=both CL_SHIM_GPU=1 "$clnet" run $small y_own --device opencl
+check "without CLBlast" env LD_LIBRARY_PATH=both CL_SHIM_TYPE=4 "$clnet" run $small y_own --device opencl
 check "says that CLBlast is missing" grep -q "by kernels.cl; CLBlast is not there" y_own
 for kind in right wrong lazy wide fails; do
     case $kind in

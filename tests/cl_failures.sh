@@ -9,5 +9,5 @@ every=${2:-1}
 here=$(dirname "$0")
 shim=$(mktemp -d)
 trap 'rm -rf "$shim"' EXIT
-${CC:-cc} -std=c99 -O1 -shared -fPIC "$here/cl_shim.c" -o "$shim/libOpenCL.so.1" -ldl
+"$here/cl_shim.sh" "$shim"
 LD_LIBRARY_PATH="$shim" "$program" --kernels "$here/../kernels.cl" --failures "$every"

@@ -8,11 +8,19 @@
 // CL_OUT_OF_RESOURCES; cl_shim_calls() counts calls, cl_shim_name() tells which failed, and
 // cl_shim_alive() counts the objects that were made and not released.
 //
-// What a machine may be like, by environment variables: CL_SHIM_NO_DEVICE: its platforms are without
-// devices; CL_SHIM_GPU: its devices are GPUs; CL_SHIM_FAIL=n: the n-th call of the program fails.
+// The environment makes the device another one, and tells what ran:
 //
-// With CL_SHIM_WHOLE_WRITES set, writing or filling a part of a buffer becomes a write of the whole
-// buffer: Oclgrind 21.10 forgets what was initialised before when a part is written.
+//     CL_SHIM_NO_DEVICE=1    its platforms are without devices
+//     CL_SHIM_FAIL=N         the N-th call of the program fails
+//     CL_SHIM_TYPE=N          the device's type: 2 a CPU, 4 a GPU, 8 an accelerator
+//     CL_SHIM_GROUP=N         work-items that a group may have
+//     CL_SHIM_KERNEL_GROUP=N  the same, but only the kernels tell, not the device
+//     CL_SHIM_LOCAL=N         bytes of local memory
+//     CL_SHIM_LAUNCHES=FILE   the name of every kernel that is launched is appended to FILE
+//     CL_SHIM_WHOLE_WRITES=1  writing or filling a part of a buffer becomes a write of the whole buffer:
+//                             Oclgrind 21.10 forgets what was initialised before when a part is written
+//
+// A launch with a larger group or with more local memory than that fails as it would on the device.
 #define _POSIX_C_SOURCE 200809L
 #include <dlfcn.h>
 #include <stdint.h>
@@ -20,7 +28,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OUT_OF_RESOURCES = -5 };
+enum {
+    OUT_OF_RESOURCES = -5,
+    INVALID_WORK_GROUP_SIZE = -54,
+    DEVICE_TYPE = 0x1000,
+    DEVICE_GROUP = 0x1004,
+    DEVICE_LOCAL = 0x1023,
+    QUEUE_DEVICE = 0x1091,
+    KERNEL_NAME = 0x1190,
+    KERNEL_GROUP = 0x11B0,
+    KERNEL_LOCAL = 0x11B2
+};
 
 static long calls, failing = -1, alive;
 static char failed[64];
@@ -107,10 +125,6 @@ PASS(clEnqueueReadBuffer,
      (void *q, void *b, uint32_t wait, size_t at, size_t n, void *to, uint32_t k, void *const *l,
       void **e),
      (q, b, wait, at, n, to, k, l, e))
-PASS(clEnqueueNDRangeKernel,
-     (void *q, void *kernel, uint32_t dims, const size_t *first, const size_t *global,
-      const size_t *local, uint32_t k, void *const *l, void **e),
-     (q, kernel, dims, first, global, local, k, l, e))
 PASS(clFinish, (void *q), (q))
 PASS(clWaitForEvents, (uint32_t n, void *const *e), (n, e))
 PASS(clGetEventProfilingInfo, (void *e, uint32_t what, size_t n, void *v, size_t *size),
@@ -148,20 +162,103 @@ int32_t clGetDeviceIDs(void *p, uint64_t type, uint32_t n, void **d, uint32_t *c
                                          : function(p, type, n, d, count);
 }
 
-int32_t clGetDeviceInfo(void *d, uint32_t what, size_t n, void *v, size_t *size);
-int32_t clGetDeviceInfo(void *d, uint32_t what, size_t n, void *v, size_t *size) {
-    enum { DEVICE_TYPE = 0x1000 };
-    static const uint64_t gpu = 4;
-    int32_t (*function)(void *, uint32_t, size_t, void *, size_t *);
-    real("clGetDeviceInfo", &function);
+// A number from the environment, or `otherwise`.
+static uint64_t setting(const char *name, uint64_t otherwise) {
+    const char *text = getenv(name);
+    return text ? strtoull(text, NULL, 10) : otherwise;
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+int32_t clGetDeviceInfo(void *device, uint32_t what, size_t n, void *value, size_t *size);
+int32_t clGetDeviceInfo(void *device, uint32_t what, size_t n, void *value, size_t *size) {
+    int32_t (*info)(void *, uint32_t, size_t, void *, size_t *);
+    real("clGetDeviceInfo", &info);
     if (fails("clGetDeviceInfo")) {
         return OUT_OF_RESOURCES;
     }
-    const int32_t code = function(d, what, n, v, size);
-    if (code == 0 && what == DEVICE_TYPE && getenv("CL_SHIM_GPU")) {
-        memcpy(v, &gpu, sizeof gpu);
+    const int32_t code = info(device, what, n, value, size);
+    if (code == 0 && n == sizeof(uint64_t)) { // size_t has 8 bytes too
+        uint64_t number;
+        memcpy(&number, value, sizeof number);
+        number = what == DEVICE_TYPE    ? setting("CL_SHIM_TYPE", number)
+                 : what == DEVICE_GROUP ? smaller(number, setting("CL_SHIM_GROUP", number))
+                 : what == DEVICE_LOCAL ? smaller(number, setting("CL_SHIM_LOCAL", number))
+                                        : number;
+        memcpy(value, &number, sizeof number);
     }
     return code;
+}
+
+typedef int32_t group_info_function(void *kernel, void *device, uint32_t what, size_t n,
+                                    void *value, size_t *size);
+
+group_info_function clGetKernelWorkGroupInfo;
+int32_t clGetKernelWorkGroupInfo(void *kernel, void *device, uint32_t what, size_t n, void *value,
+                                 size_t *size) {
+    group_info_function *info;
+    real("clGetKernelWorkGroupInfo", &info);
+    if (fails("clGetKernelWorkGroupInfo")) {
+        return OUT_OF_RESOURCES;
+    }
+    const int32_t code = info(kernel, device, what, n, value, size);
+    if (code == 0 && what == KERNEL_GROUP && n == sizeof(size_t)) {
+        size_t number;
+        memcpy(&number, value, sizeof number);
+        number = smaller(number, setting("CL_SHIM_GROUP", number));
+        number = smaller(number, setting("CL_SHIM_KERNEL_GROUP", number));
+        memcpy(value, &number, sizeof number);
+    }
+    return code;
+}
+
+// Whether the device as the environment has it could run a kernel in groups of that size.
+static int runs(void *queue, void *kernel, const size_t *local) {
+    const size_t group = local[0] * local[1] * local[2];
+    group_info_function *info;
+    int32_t (*queue_info)(void *, uint32_t, size_t, void *, size_t *);
+    void *device = NULL;
+    uint64_t bytes = 0;
+    real("clGetCommandQueueInfo", &queue_info);
+    real("clGetKernelWorkGroupInfo", &info);
+    queue_info(queue, QUEUE_DEVICE, sizeof device, &device, NULL);
+    info(kernel, device, KERNEL_LOCAL, sizeof bytes, &bytes, NULL);
+    return group <= setting("CL_SHIM_GROUP", group) &&
+           group <= setting("CL_SHIM_KERNEL_GROUP", group) &&
+           bytes <= setting("CL_SHIM_LOCAL", bytes);
+}
+
+static void note_launch(void *kernel) {
+    int32_t (*info)(void *, uint32_t, size_t, void *, size_t *);
+    char name[64] = "";
+    const char *path = getenv("CL_SHIM_LAUNCHES");
+    FILE *file = path ? fopen(path, "a") : NULL;
+    if (file) {
+        real("clGetKernelInfo", &info);
+        info(kernel, KERNEL_NAME, sizeof name, name, NULL);
+        fprintf(file, "%s\n", name);
+        fclose(file);
+    }
+}
+
+typedef int32_t launch_function(void *queue, void *kernel, uint32_t dimensions, const size_t *first,
+                                const size_t *global, const size_t *local, uint32_t count,
+                                void *const *list, void **event);
+
+launch_function clEnqueueNDRangeKernel;
+int32_t clEnqueueNDRangeKernel(void *queue, void *kernel, uint32_t dimensions, const size_t *first,
+                               const size_t *global, const size_t *local, uint32_t count,
+                               void *const *list, void **event) {
+    launch_function *launch;
+    real("clEnqueueNDRangeKernel", &launch);
+    if (fails("clEnqueueNDRangeKernel")) {
+        return OUT_OF_RESOURCES;
+    }
+    if (!runs(queue, kernel, local)) {
+        return INVALID_WORK_GROUP_SIZE;
+    }
+    note_launch(kernel);
+    return launch(queue, kernel, dimensions, first, global, local, count, list, event);
 }
 
 // The size of a buffer.
@@ -179,7 +276,7 @@ typedef int32_t read_function(void *, void *, uint32_t, size_t, size_t, void *, 
                               void *const *, void **);
 
 static int32_t write_whole(write_function *write, void *q, void *b, size_t at, size_t n,
-                           const void *from) {
+                           const void *from, void **event) {
     read_function *read;
     const size_t size = size_of(b);
     char *copy = malloc(size);
@@ -187,7 +284,7 @@ static int32_t write_whole(write_function *write, void *q, void *b, size_t at, s
     int32_t code = copy ? read(q, b, 1, 0, size, copy, 0, NULL, NULL) : OUT_OF_RESOURCES;
     if (code == 0) {
         memcpy(copy + at, from, n);
-        code = write(q, b, 1, 0, size, copy, 0, NULL, NULL);
+        code = write(q, b, 1, 0, size, copy, 0, NULL, event);
     }
     free(copy);
     return code;
@@ -201,7 +298,7 @@ int32_t clEnqueueWriteBuffer(void *q, void *b, uint32_t wait, size_t at, size_t 
     if (fails("clEnqueueWriteBuffer")) {
         return OUT_OF_RESOURCES;
     }
-    return getenv("CL_SHIM_WHOLE_WRITES") ? write_whole(write, q, b, at, n, from)
+    return getenv("CL_SHIM_WHOLE_WRITES") ? write_whole(write, q, b, at, n, from, e)
                                           : write(q, b, wait, at, n, from, k, l, e);
 }
 
@@ -222,7 +319,7 @@ int32_t clEnqueueFillBuffer(void *q, void *b, const void *pattern, size_t size, 
         return fill(q, b, pattern, size, at, n, k, l, e);
     }
     void *zeros = calloc(n, 1); // the only pattern that clnet_cl.h fills with
-    const int32_t code = zeros ? write_whole(write, q, b, at, n, zeros) : OUT_OF_RESOURCES;
+    const int32_t code = zeros ? write_whole(write, q, b, at, n, zeros, e) : OUT_OF_RESOURCES;
     free(zeros);
     return code;
 }

@@ -209,6 +209,18 @@ static clnet_context *open_context(const char *device, clnet_isa isa, bool refer
         .device = device, .base = {.isa = isa, .reference = reference, .threads = threads}});
 }
 
+// Every small case once.
+static void verify_quickly(const char *device, const char *only, uint64_t seed) {
+    verify_path path = {
+        .name = strcmp(device, "cpu") ? "device" : "cpu",
+        .ctx = open_context(device, CLNET_ISA_AUTO, false, 1),
+        .quick = true,
+    };
+    table.allowance = strcmp(device, "cpu") ? 2 : 1;
+    verify_operations(&path, only, seed);
+    clnet_context_destroy(path.ctx);
+}
+
 // Whole networks, beside the same on the CPU.
 static void verify_networks_on(const verify_path *path, const char *data) {
     clnet_context *host = open_context("cpu", CLNET_ISA_AUTO, false, 0);
@@ -272,7 +284,7 @@ static void verify_everything(const char *device, const char *only, const char *
 }
 
 static void usage(void) {
-    puts("clnet-verify [--device D] [--json] [--operation NAME] [--data DIR] [--seed N]\n"
+    puts("clnet-verify [--device D] [--json] [--quick] [--operation NAME] [--data DIR] [--seed N]\n"
          "\n"
          "Checks every operation of clnet, forward and backward, on this machine: against plain "
          "loops in\n"
@@ -285,6 +297,7 @@ static void usage(void) {
          "are twice\n"
          "                    the CPU's, as its elementary functions may be less exact\n"
          "  --json            all of it as one JSON object\n"
+         "  --quick           every small case once, and nothing else: for devices that are slow\n"
          "  --operation NAME  only operations whose name contains NAME\n"
          "  --data DIR        where ops.safetensors and the networks lie (default tests/data)\n"
          "  --seed N          of the random inputs (default 1)\n"
@@ -297,7 +310,7 @@ static void usage(void) {
 
 typedef struct options {
     const char *device, *only, *data;
-    bool json;
+    bool json, quick;
     uint64_t seed;
 } options;
 
@@ -314,6 +327,8 @@ static int read_options(int argc, char **argv, options *o) {
         }
         if (!strcmp(argv[i], "--json")) {
             o->json = true;
+        } else if (!strcmp(argv[i], "--quick")) {
+            o->quick = true;
         } else if (text && i + 1 < argc) {
             *text = argv[++i];
         } else if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
@@ -405,7 +420,11 @@ int main(int argc, char **argv) {
     if (!o.json) {
         print_head();
     }
-    verify_everything(o.device, o.only, o.data, o.seed);
+    if (o.quick) {
+        verify_quickly(o.device, o.only, o.seed);
+    } else {
+        verify_everything(o.device, o.only, o.data, o.seed);
+    }
     qsort(table.row, (size_t)table.rows, sizeof *table.row, compare_rows);
     if (table.rows == 0) {
         fprintf(stderr, "clnet-verify: no operation is called %s\n", o.only ? o.only : "");

@@ -75,6 +75,7 @@ static const verify_case verify_cases[] = {
      .padding = {1, 1}},
     {CLNET_OP_CONV2D, "long sums", S(1, 512, 4, 3), .out = 9, K(3, 3), .padding = {1, 1}},
     {CLNET_OP_CONV2D, "many pixels", S(2, 3, 67, 61), .out = 5, K(3, 3), .padding = {1, 1}},
+    {CLNET_OP_CONV2D, "one channel, two blocks of pixels", S(1, 1, 37, 31), .out = 1, K(1, 1)},
     {CLNET_OP_CONV2D, "1x1 with many pixels", S(2, 16, 41, 43), .out = 24, K(1, 1)},
 
     {CLNET_OP_LINEAR, "plain", S(3, 31, 1, 1), .out = 7},
