@@ -98,6 +98,15 @@ check "the same weights after three steps" cmp w1 w2
 check "says what it ran on" grep -q '"device":"opencl' y1
 "$clnet" run $run --train --profile --output y >profile 2>&1
 check "--profile names kernels" grep -q "^conv2d_backward_weight  *[1-9]" profile
+# The number of PoCL's threads is that of the device's compute units, by which sums are cut.
+for n in 1 2 3 4 5 6 7 8; do
+    for run_number in 1 2; do
+        check "run --train, $n threads of PoCL" env POCL_MAX_PTHREAD_COUNT=$n "$clnet" run $run --train \
+            --output p$run_number --save-weights q$run_number
+    done
+    check "$n threads of PoCL: the same bits from run to run" cmp p1 p2
+    check "$n threads of PoCL: the same weights" cmp q1 q2
+done
 check "run --cam --dump" "$clnet" run $run --cam gradcam++ --layer fm3 --dump all --output y
 
 "$clnet" synth --out data --train 8 --validation 4 --size 48 >/dev/null 2>&1

@@ -15,6 +15,8 @@
 
 #include "../clnet_cl.h"
 
+#include <pthread.h>
+
 #include "test.h"
 
 static const char *kernels = "kernels.cl";
@@ -200,6 +202,43 @@ static void test_step(int steps, bool blast) {
           kernels_run(ctx), wanted);
     clnet_context_destroy(ctx);
     clnet_context_destroy(host);
+}
+
+// The same training step in two contexts of a device: one after the other while both live, then each
+// in a thread of its own.
+typedef struct worker {
+    clnet_context *ctx;
+    outcome found;
+    bool done;
+} worker;
+
+static void *work(void *arg) {
+    worker *w = arg;
+    w->done = run_network(w->ctx, STEPS, &w->found);
+    return NULL;
+}
+
+static void test_contexts(void) {
+    static worker workers[2];
+    static outcome expected;
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++) {
+        workers[i].ctx = open_device("opencl", false);
+        work(&workers[i]);
+    }
+    expected = workers[0].found;
+    CHECK(workers[0].done && workers[1].done && expected.loss > 0, "%s, %s",
+          clnet_error(workers[0].ctx), clnet_error(workers[1].ctx));
+    CHECK(!memcmp(&expected, &workers[1].found, sizeof expected), "two contexts differ");
+    for (int i = 0; i < 2; i++) {
+        CHECK(pthread_create(&threads[i], NULL, work, &workers[i]) == 0, "no thread");
+    }
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK(workers[i].done && !memcmp(&expected, &workers[i].found, sizeof expected),
+              "thread %d beside another: %s", i, clnet_error(workers[i].ctx));
+        clnet_context_destroy(workers[i].ctx);
+    }
 }
 
 // What is wrong from the start is said, and stays so.
@@ -702,6 +741,7 @@ int main(int argc, char **argv) {
         SKIP("CLBlast");
     }
     if (!small) {
+        test_contexts();
         test_devices();
         test_refusals();
         test_memory();
