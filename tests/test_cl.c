@@ -180,11 +180,31 @@ static int kernels_run(const clnet_context *ctx) {
     return count;
 }
 
+// The kernels that measure what a device can reach, on a few numbers: their own runs are long.
+static void run_peaks(clnet_context *ctx) {
+    enum { COUNT = 64 };
+    const clnet__cl *cl = clnet__cl_of(ctx);
+    clnet_memory slab = {NULL, 0};
+    float y[2 * COUNT];
+    CHECK(clnet__cl_alloc(ctx, &slab, sizeof y), "%s", clnet_error(ctx));
+    const clnet__cl_place from = {slab.handle, 0}, to = {slab.handle, COUNT};
+    clnet__cl_fill(ctx, &slab, 0, sizeof y);
+    CLNET__CL_RUN(ctx, peak_multiply_add, clnet__cl_plane(cl, COUNT, 1), clnet__cl_at(from),
+                  clnet__cl_float(0.5), clnet__cl_float(1), clnet__cl_int(3));
+    CLNET__CL_RUN(ctx, peak_copy, clnet__cl_plane(cl, COUNT / 4, 1), clnet__cl_at(to),
+                  clnet__cl_at(from));
+    CHECK(clnet__cl_download(ctx, y, &slab, 0, sizeof y) == CLNET_OK &&
+              !memcmp(y, y + COUNT, sizeof y / 2) && y[COUNT - 1] > 0,
+          "%s", clnet_error(ctx));
+    clnet__cl_free(ctx, &slab);
+}
+
 static void test_step(int steps, bool blast) {
     static outcome cpu, first, again;
     clnet_context *host = open_device("cpu", false), *ctx = open_device("opencl", blast);
     CHECK(run_network(host, steps, &cpu), "%s", clnet_error(host));
     if (steps == 1 && clnet_cl_context_device(ctx)) {
+        printf("on %s, %s\n", clnet_cl_context_device(ctx)->name, clnet_cl_matrix_product(ctx));
         clnet__cl_of(ctx)->speed = 0; // launches are not cut: races between their groups are seen
     }
     CHECK(run_network(ctx, steps, &first), "%s", clnet_error(ctx));
@@ -200,6 +220,7 @@ static void test_step(int steps, bool blast) {
     const int wanted = CLNET__CL_KERNEL_COUNT - (blast ? -1 : 4) - 2;
     CHECK(kernels_run(ctx) == wanted, "%s: %d of %d kernels ran", clnet_cl_matrix_product(ctx),
           kernels_run(ctx), wanted);
+    run_peaks(ctx);
     clnet_context_destroy(ctx);
     clnet_context_destroy(host);
 }
