@@ -46,10 +46,10 @@
 //     >>files         safetensors, PyTorch's .pth, checkpoints
 //     >>reference     the plain loops of every operation, for reading and for checking others
 //     >>backend       what another device has to provide (clnet_cl.h does)
-//     implementation: >>basics, >>threads, >>convolution (the fast path), >>random, one mark for each
-//     operation in the list's order (>>conv2d, >>linear, ...), >>plan, >>run, >>values, >>cpu (the
-//     backend), >>adam, >>optimiser, >>image, >>metrics, >>files, >>models, >>predict, >>cam,
-//     >>checkpoints; the license stands at the end
+//     implementation: >>basics, >>threads, >>convolution (the fast path), >>winograd (the faster one
+//     for 3 x 3), >>random, one mark for each operation in the list's order (>>conv2d, >>linear, ...),
+//     >>plan, >>run, >>values, >>cpu (the backend), >>adam, >>optimiser, >>image, >>metrics, >>files,
+//     >>models, >>predict, >>cam, >>checkpoints; the license stands at the end
 #ifndef CLNET_H
 #define CLNET_H
 
@@ -154,13 +154,14 @@ typedef enum clnet_isa {
 } clnet_isa;
 
 typedef struct clnet_context_desc {
-    int threads;    // 0 = as many as OpenMP offers; without OpenMP always 1
-    clnet_isa isa;  // 0 = the best that the machine has
-    bool reference; // plain loops for every operation
-    bool profile;   // measure what runs; see clnet_profile
-    size_t
-        largest_allocation; // bytes that memory is taken in at a time, where allocations that are
-                            // as large as allowed fail or waste; 0 = as large as the device allows
+    int threads;      // 0 = as many as OpenMP offers; without OpenMP always 1
+    clnet_isa isa;    // 0 = the best that the machine has
+    bool reference;   // plain loops for every operation
+    bool no_winograd; // every convolution directly; see >>winograd
+    bool profile;     // measure what runs; see clnet_profile
+    // Bytes that memory is taken in at a time, where allocations that are as large as allowed fail or
+    // waste; 0 = as large as the device allows.
+    size_t largest_allocation;
     clnet_allocator allocator; // {0} = CLNET_MALLOC and CLNET_FREE
     const clnet_files *files;  // NULL = the C library's; the table is copied
 } clnet_context_desc;
@@ -1301,7 +1302,7 @@ struct clnet_backend {
 typedef struct clnet__cpu {
     int threads;
     clnet_isa isa; // never CLNET_ISA_AUTO
-    bool reference;
+    bool reference, no_winograd;
 } clnet__cpu;
 
 // Rows of the CPU's profile: each operation forward and backward, then these.
@@ -1610,11 +1611,11 @@ static inline void clnet__vec4_store(float *p, clnet__vec4 v) { memcpy(p, &v, si
 #define CLNET__AVX512_ADD    _mm512_add_ps
 #define CLNET__AVX512_FMA    _mm512_fmadd_ps
 
-// c[row][c_offset + column] +=
+// c[row][c_offset + column] =  (or += with `add`)
 //     sum over tap, k of a[tap*ROWS + row][a_offset + k*a_step] * b[tap][k][column]
 typedef void clnet__conv2d_tile(float *const *c, size_t c_offset, const float *const *a,
-                                size_t a_offset, size_t a_step, const float *b, int taps,
-                                int depth);
+                                size_t a_offset, size_t a_step, const float *b, int taps, int depth,
+                                bool add);
 
 // Rows are written out as named variables, not as an array and a loop: every compiler then keeps
 // them in registers, while arrays depend on unrolling (clang with GCC's pragma leaves them in
@@ -1636,10 +1637,15 @@ typedef void clnet__conv2d_tile(float *const *c, size_t c_offset, const float *c
     y += CLNET__##isa##_LANES;                                                                     \
     CLNET__##isa##_STORE(y, CLNET__##isa##_ADD(CLNET__##isa##_LOAD(y), s##r##_1));
 
+#define CLNET__TILE_SET(isa, r)                                                                    \
+    y = c[r] + c_offset;                                                                           \
+    CLNET__##isa##_STORE(y, s##r##_0);                                                             \
+    CLNET__##isa##_STORE(y + CLNET__##isa##_LANES, s##r##_1);
+
 #define CLNET__TILE(name, isa, rows)                                                               \
     CLNET__##isa##_TARGET static void name(float *const *c, size_t c_offset,                       \
                                            const float *const *a, size_t a_offset, size_t a_step,  \
-                                           const float *b, int taps, int depth) {                  \
+                                           const float *b, int taps, int depth, bool add) {        \
         const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
         rows(CLNET__TILE_CLEAR, isa) for (int t = 0; t < taps; t++) {                              \
             rows(CLNET__TILE_POINT, isa) size_t i = 0;                                             \
@@ -1653,7 +1659,11 @@ typedef void clnet__conv2d_tile(float *const *c, size_t c_offset, const float *c
             a += CLNET__##isa##_ROWS;                                                              \
         }                                                                                          \
         float *y;                                                                                  \
-        rows(CLNET__TILE_ADD, isa)                                                                 \
+        if (add) {                                                                                 \
+            rows(CLNET__TILE_ADD, isa)                                                             \
+        } else {                                                                                   \
+            rows(CLNET__TILE_SET, isa)                                                             \
+        }                                                                                          \
     }
 
 CLNET__TILE(clnet__conv2d_tile_portable, PORTABLE, CLNET__TILE_ROWS_6)
@@ -1888,7 +1898,7 @@ static size_t clnet__conv2d_carve(size_t *bytes, size_t more) {
 
 // Where each part of a worker's scratch begins, in bytes. `end` grows with pixels and taps alone.
 typedef struct clnet__conv2d_layout {
-    size_t a, c, b, edge, dead, end;
+    size_t a, c, b, m, edge, dead, end;
 } clnet__conv2d_layout;
 
 static clnet__conv2d_layout clnet__conv2d_product_layout(const clnet__conv2d_product *p) {
@@ -1986,7 +1996,7 @@ static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c
         for (size_t k = 0; k < depth; k += k_step) {
             p->kernel.tile(c, c_offset, a + t * rows, a_offset + k, 1,
                            b + (t * depth + k) * columns, (int)clnet__conv2d_min(t_step, taps - t),
-                           (int)clnet__conv2d_min(k_step, depth - k));
+                           (int)clnet__conv2d_min(k_step, depth - k), true);
         }
     }
 }
@@ -2155,9 +2165,23 @@ static clnet__conv2d_product clnet__conv2d_product_backward(const clnet__cpu *cp
     };
 }
 
+// What >>winograd computes instead.
+static bool clnet__winograd_wanted(const clnet__cpu *cpu, const clnet_conv2d_sizes *s,
+                                   bool backward);
+static void clnet__winograd_forward(const clnet__cpu *cpu, float *y, const float *x, const float *w,
+                                    const float *b, const clnet_conv2d_sizes *s, void *workspace);
+static void clnet__winograd_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
+                                          const float *w, const clnet_conv2d_sizes *s,
+                                          void *workspace);
+static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s);
+
 static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const float *x,
                                        const float *w, const float *b, const clnet_conv2d_sizes *s,
                                        void *workspace) {
+    if (clnet__winograd_wanted(cpu, s, false)) {
+        clnet__winograd_forward(cpu, y, x, w, b, s, workspace);
+        return;
+    }
     const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
     clnet__conv2d_product p = clnet__conv2d_product_forward(cpu, s, &shared);
     clnet__conv2d_list_taps(s, shared.tap);
@@ -2171,6 +2195,10 @@ static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const fl
 static void clnet__conv2d_fast_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
                                              const float *w, const clnet_conv2d_sizes *s,
                                              void *workspace) {
+    if (clnet__winograd_wanted(cpu, s, true)) {
+        clnet__winograd_backward_data(cpu, dx, dy, w, s, workspace);
+        return;
+    }
     const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
     for (int h0 = 0; h0 < s->stride[0] && h0 < s->H; h0++) {
         for (int w0 = 0; w0 < s->stride[1] && w0 < s->W; w0++) {
@@ -2316,7 +2344,7 @@ static void clnet__conv2d_weight_multiply(const clnet__conv2d_weight *p,
                 a[r] = m->a + i + r;
                 c[r] = m->sums + (i + r) * p->block;
             }
-            p->kernel.tile(c, j, a, 0, p->a_stride, m->b + j * pixels, 1, (int)pixels);
+            p->kernel.tile(c, j, a, 0, p->a_stride, m->b + j * pixels, 1, (int)pixels, true);
         }
     }
 }
@@ -2459,13 +2487,632 @@ static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_co
     backward.grid.H = s->H;
     backward.grid.W = s->W;
     size_t most = workers * clnet__conv2d_product_layout(&forward).end;
-    const size_t others[] = {workers * clnet__conv2d_product_layout(&backward).end,
-                             workers * clnet__conv2d_weight_layout(&weight).end +
-                                 clnet__conv2d_weight_parts_bytes(&weight)};
-    for (int i = 0; i < 2; i++) {
+    const size_t others[] = {
+        workers * clnet__conv2d_product_layout(&backward).end,
+        workers * clnet__conv2d_weight_layout(&weight).end +
+            clnet__conv2d_weight_parts_bytes(&weight),
+        clnet__winograd_workspace(cpu, s),
+    };
+    for (int i = 0; i < 3; i++) {
         most = others[i] > most ? others[i] : most;
     }
     return clnet__conv2d_shared_bytes(s) + most;
+}
+
+// >>winograd
+// Convolutions of 3 x 3, stride 1, with a quarter of the multiplications: F(4x4, 3x3), after Lavin
+// and Gray, Fast Algorithms for Convolutional Neural Networks (2016). Outputs are made in tiles of
+// 4 x 4, each from 6 x 6 inputs d that overlap by 2 with the next tile's:
+//
+//     y = A' [sum over ic of (G w G') .* (B' d B)] A
+//
+// The 36 products of a tile are independent of each other: at each of the 36 positions, all tiles
+// and channels form one product of matrices, M[tile][oc] = sum over ic of V[tile][ic] * U[ic][oc].
+// Backward data is the same with dy in place of x, the taps of w in reverse order, and 2 - padding.
+//
+// The interpolation points are 0, +-5/8, +-3/2 and infinity: they round to a third of the error of
+// the usual 0, +-1, +-2, and the entries of A and B are exact. Row by row, with a = 5/8, b = 3/2:
+//
+//     B'  a2b2  0    -a2-b2  0      1  0    A  1   0   0    0    G  1/a2b2  0     0
+//         0    -ab2  -b2     a      1  0       1   a   a2   a3      1/Na    a/Na  a2/Na
+//         0     ab2  -b2    -a      1  0       1  -a   a2  -a3      1/Na   -a/Na  a2/Na
+//         0    -ba2  -a2     b      1  0       1   b   b2   b3      1/Nb    b/Nb  b2/Nb
+//         0     ba2  -a2    -b      1  0       1  -b   b2  -b3      1/Nb   -b/Nb  b2/Nb
+//         0     a2b2  0     -a2-b2  0  1       0   0   0    1       0       0     1
+//
+// with Na = 2 a2 (a2 - b2), Nb = 2 b2 (b2 - a2).
+//
+// Where things lie: U and V are cut into blocks of input channels, whose products are summed in
+// registers before they are added to M. What is smaller is shared by all threads and made first:
+// of large maps U, then every thread takes some tiles through V, M and y; of small maps V, then
+// every thread takes some output channels through U, M and y. The private blocks are sized to stay
+// in L2. Weights are transformed on every call: keeping U takes four times the memory of w, and
+// reading it as long as making it.
+//
+// Order of sums: it depends on channels alone, so that results are the same bits for any number of
+// threads and any batch. A value that is not finite makes all outputs of the tiles that read it
+// not finite: every pixel that it reaches in the direct sum, and up to 3 pixels further.
+
+#define CLNET__WINOGRAD_DEPTH  128     // input channels of a chain at most
+#define CLNET__WINOGRAD_BLOCK  64      // output channels of a block at most
+#define CLNET__WINOGRAD_L2     98304   // floats of V and M of a thread, where U is shared
+#define CLNET__WINOGRAD_SHARED 4194304 // floats of U, or of V, that are shared
+#define CLNET__WINOGRAD_TILES  128     // tiles that V holds at most, where it is shared
+#define CLNET__WINOGRAD_LINE   16      // floats; a multiple of every LANES
+
+#define CLNET__WINOGRAD_A  0.625f
+#define CLNET__WINOGRAD_B  1.5f
+#define CLNET__WINOGRAD_A2 0.390625f
+#define CLNET__WINOGRAD_B2 2.25f
+#define CLNET__WINOGRAD_A3 0.244140625f
+#define CLNET__WINOGRAD_B3 3.375f
+#define CLNET__WINOGRAD_NA (2 * CLNET__WINOGRAD_A2 * (CLNET__WINOGRAD_A2 - CLNET__WINOGRAD_B2))
+#define CLNET__WINOGRAD_NB (2 * CLNET__WINOGRAD_B2 * (CLNET__WINOGRAD_B2 - CLNET__WINOGRAD_A2))
+
+// One row or column of a transform: r = B'v, Gv, A'v. s*x + y with a constant s:
+#define CLNET__WINOGRAD_AXPY(isa, s, x, y) CLNET__##isa##_FMA(CLNET__##isa##_SPLAT(s), x, y)
+
+#define CLNET__WINOGRAD_INPUT(isa, r, v)                                                           \
+    {                                                                                              \
+        const float a = CLNET__WINOGRAD_A, a2 = CLNET__WINOGRAD_A2;                                \
+        const float b = CLNET__WINOGRAD_B, b2 = CLNET__WINOGRAD_B2;                                \
+        const CLNET__##isa##_VEC even_a = CLNET__WINOGRAD_AXPY(isa, -b2, v[2], v[4]);              \
+        const CLNET__##isa##_VEC odd_a = CLNET__WINOGRAD_AXPY(isa, -b2, v[1], v[3]);               \
+        const CLNET__##isa##_VEC even_b = CLNET__WINOGRAD_AXPY(isa, -a2, v[2], v[4]);              \
+        const CLNET__##isa##_VEC odd_b = CLNET__WINOGRAD_AXPY(isa, -a2, v[1], v[3]);               \
+        r[0] = CLNET__WINOGRAD_AXPY(isa, a2 * b2, v[0],                                            \
+                                    CLNET__WINOGRAD_AXPY(isa, -a2 - b2, v[2], v[4]));              \
+        r[1] = CLNET__WINOGRAD_AXPY(isa, a, odd_a, even_a);                                        \
+        r[2] = CLNET__WINOGRAD_AXPY(isa, -a, odd_a, even_a);                                       \
+        r[3] = CLNET__WINOGRAD_AXPY(isa, b, odd_b, even_b);                                        \
+        r[4] = CLNET__WINOGRAD_AXPY(isa, -b, odd_b, even_b);                                       \
+        r[5] = CLNET__WINOGRAD_AXPY(isa, a2 * b2, v[1],                                            \
+                                    CLNET__WINOGRAD_AXPY(isa, -a2 - b2, v[3], v[5]));              \
+    }
+
+#define CLNET__WINOGRAD_WEIGHT(isa, r, v)                                                          \
+    {                                                                                              \
+        const float a = CLNET__WINOGRAD_A, a2 = CLNET__WINOGRAD_A2, na = CLNET__WINOGRAD_NA;       \
+        const float b = CLNET__WINOGRAD_B, b2 = CLNET__WINOGRAD_B2, nb = CLNET__WINOGRAD_NB;       \
+        const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
+        const CLNET__##isa##_VEC even_a = CLNET__WINOGRAD_AXPY(                                    \
+            isa, 1 / na, v[0], CLNET__WINOGRAD_AXPY(isa, a2 / na, v[2], zero));                    \
+        const CLNET__##isa##_VEC even_b = CLNET__WINOGRAD_AXPY(                                    \
+            isa, 1 / nb, v[0], CLNET__WINOGRAD_AXPY(isa, b2 / nb, v[2], zero));                    \
+        r[0] = CLNET__WINOGRAD_AXPY(isa, 1 / (a2 * b2), v[0], zero);                               \
+        r[1] = CLNET__WINOGRAD_AXPY(isa, a / na, v[1], even_a);                                    \
+        r[2] = CLNET__WINOGRAD_AXPY(isa, -a / na, v[1], even_a);                                   \
+        r[3] = CLNET__WINOGRAD_AXPY(isa, b / nb, v[1], even_b);                                    \
+        r[4] = CLNET__WINOGRAD_AXPY(isa, -b / nb, v[1], even_b);                                   \
+        r[5] = v[2];                                                                               \
+    }
+
+#define CLNET__WINOGRAD_OUTPUT(isa, r, v)                                                          \
+    {                                                                                              \
+        const float a = CLNET__WINOGRAD_A, a2 = CLNET__WINOGRAD_A2, a3 = CLNET__WINOGRAD_A3;       \
+        const float b = CLNET__WINOGRAD_B, b2 = CLNET__WINOGRAD_B2, b3 = CLNET__WINOGRAD_B3;       \
+        const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
+        const CLNET__##isa##_VEC even_a = CLNET__##isa##_ADD(v[1], v[2]);                          \
+        const CLNET__##isa##_VEC odd_a = CLNET__WINOGRAD_AXPY(isa, -1, v[2], v[1]);                \
+        const CLNET__##isa##_VEC even_b = CLNET__##isa##_ADD(v[3], v[4]);                          \
+        const CLNET__##isa##_VEC odd_b = CLNET__WINOGRAD_AXPY(isa, -1, v[4], v[3]);                \
+        r[0] = CLNET__##isa##_ADD(CLNET__##isa##_ADD(v[0], even_a), even_b);                       \
+        r[1] = CLNET__WINOGRAD_AXPY(isa, a, odd_a, CLNET__WINOGRAD_AXPY(isa, b, odd_b, zero));     \
+        r[2] = CLNET__WINOGRAD_AXPY(isa, a2, even_a, CLNET__WINOGRAD_AXPY(isa, b2, even_b, zero)); \
+        r[3] = CLNET__WINOGRAD_AXPY(isa, a3, odd_a, CLNET__WINOGRAD_AXPY(isa, b3, odd_b, v[5]));   \
+    }
+
+// A transform of some channels of one tile: IN x IN numbers of each, found through pointers, become
+// OUT x OUT. It reads and writes whole vectors.
+typedef void clnet__winograd_transform(float *const *to, size_t to_offset, const float *const *from,
+                                       size_t from_offset, size_t channels);
+
+#define CLNET__WINOGRAD_SET(isa, p, v) CLNET__##isa##_STORE(p, v)
+#define CLNET__WINOGRAD_ADD(isa, p, v)                                                             \
+    CLNET__##isa##_STORE(p, CLNET__##isa##_ADD(CLNET__##isa##_LOAD(p), v))
+
+#define CLNET__WINOGRAD_2D(name, isa, TRANSFORM, IN, OUT, PUT)                                     \
+    CLNET__##isa##_TARGET static void name(float *const *to, size_t to_offset,                     \
+                                           const float *const *from, size_t from_offset,           \
+                                           size_t channels) {                                      \
+        for (size_t c = 0; c < channels; c += CLNET__##isa##_LANES) {                              \
+            CLNET__##isa##_VEC t[OUT][IN], v[IN], r[OUT];                                          \
+            for (int j = 0; j < IN; j++) {                                                         \
+                for (int i = 0; i < IN; i++) {                                                     \
+                    v[i] = CLNET__##isa##_LOAD(from[i * IN + j] + from_offset + c);                \
+                }                                                                                  \
+                TRANSFORM(isa, r, v)                                                               \
+                for (int i = 0; i < OUT; i++) {                                                    \
+                    t[i][j] = r[i];                                                                \
+                }                                                                                  \
+            }                                                                                      \
+            for (int i = 0; i < OUT; i++) {                                                        \
+                TRANSFORM(isa, r, t[i])                                                            \
+                for (int j = 0; j < OUT; j++) {                                                    \
+                    PUT(isa, to[i * OUT + j] + to_offset + c, r[j]);                               \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+typedef struct clnet__winograd_kernel {
+    clnet__conv2d_kernel product;
+    clnet__winograd_transform *input, *weight, *output, *output_add;
+} clnet__winograd_kernel;
+
+// All transforms of an instruction set, and the function that fetches them.
+#define CLNET__WINOGRAD_KERNEL(isa, ISA)                                                           \
+    CLNET__WINOGRAD_2D(clnet__winograd_input_##isa, ISA, CLNET__WINOGRAD_INPUT, 6, 6,              \
+                       CLNET__WINOGRAD_SET)                                                        \
+    CLNET__WINOGRAD_2D(clnet__winograd_weight_##isa, ISA, CLNET__WINOGRAD_WEIGHT, 3, 6,            \
+                       CLNET__WINOGRAD_SET)                                                        \
+    CLNET__WINOGRAD_2D(clnet__winograd_output_##isa, ISA, CLNET__WINOGRAD_OUTPUT, 6, 4,            \
+                       CLNET__WINOGRAD_SET)                                                        \
+    CLNET__WINOGRAD_2D(clnet__winograd_output_add_##isa, ISA, CLNET__WINOGRAD_OUTPUT, 6, 4,        \
+                       CLNET__WINOGRAD_ADD)                                                        \
+    static clnet__winograd_kernel clnet__winograd_kernel_##isa(void) {                             \
+        return (clnet__winograd_kernel){clnet__conv2d_kernel_of(CLNET_ISA_##ISA),                  \
+                                        clnet__winograd_input_##isa, clnet__winograd_weight_##isa, \
+                                        clnet__winograd_output_##isa,                              \
+                                        clnet__winograd_output_add_##isa};                         \
+    }
+
+CLNET__WINOGRAD_KERNEL(portable, PORTABLE)
+#ifdef CLNET__CONV2D_X86
+CLNET__WINOGRAD_KERNEL(avx2, AVX2)
+CLNET__WINOGRAD_KERNEL(avx512, AVX512)
+#endif
+
+static clnet__winograd_kernel clnet__winograd_kernel_of(clnet_isa isa) {
+#ifdef CLNET__CONV2D_X86
+    if (isa == CLNET_ISA_AVX2) {
+        return clnet__winograd_kernel_avx2();
+    }
+    if (isa == CLNET_ISA_AVX512) {
+        return clnet__winograd_kernel_avx512();
+    }
+#endif
+    (void)isa;
+    return clnet__winograd_kernel_portable();
+}
+
+// One pass. Forward reads x and writes y, backward data reads dy and adds to dx: in both, `source`
+// (N,C,H,W) and `target` (N,K,OH,OW), C channels summed for each of K.
+typedef struct clnet__winograd {
+    clnet__winograd_kernel kernel;
+    int H, W, OH, OW, padding[2], rows, columns; // rows x columns tiles in an image
+    size_t tiles, C, K, source_stride, target_stride;
+    const float *source, *w, *bias; // bias NULL: none
+    float *target;
+    size_t w_tap, w_c, w_k;     // strides of w
+    bool reverse, add;          // taps in reverse order; the target is added to
+    bool shares_weights;        // U is shared, otherwise V is
+    size_t depth, block, most;  // input channels, output channels, tiles of a block
+    size_t room;                // tiles that there is memory for
+    size_t c_blocks, k_panels;  // blocks of input channels; panels of output channels in all
+    size_t row;                 // floats between tiles of V
+    size_t u_at, u_panel;       // floats between positions of U, and between panels
+    size_t v_at, v_block, m_at; // .. positions of V, its blocks, positions of M
+    const float *zeros;         // stands in for pixels outside
+    float *shared;              // U or V
+    char *scratch;              // of all workers
+} clnet__winograd;
+
+enum { CLNET__WINOGRAD_POSITIONS = 36 };
+
+// A worker's own memory.
+typedef struct clnet__winograd_scratch {
+    const float **a; // [tile]: rows of V, of one position and block
+    float **c;       // [tile]: rows of M, of one position
+    float *own;      // V, where U is shared, or the block's part of U
+    float *m;        // [position][tile][block]
+    float *edge;     // weights of a panel [tap][c][COLUMNS], or a vector of each pixel of a tile
+    float *dead;     // stands in for pixels beyond the target
+} clnet__winograd_scratch;
+
+static size_t clnet__winograd_panels(const clnet__winograd *p) {
+    return clnet__conv2d_parts(p->block, (size_t)p->kernel.product.columns);
+}
+
+// Shared and private floats of U and V.
+static size_t clnet__winograd_shared(const clnet__winograd *p) {
+    return p->shares_weights ? p->k_panels * p->c_blocks * p->u_panel : p->c_blocks * p->v_block;
+}
+
+static size_t clnet__winograd_own(const clnet__winograd *p) {
+    return p->shares_weights ? p->c_blocks * p->v_block : clnet__winograd_panels(p) * p->u_panel;
+}
+
+// As many tiles as fit, in whole tiles of the product.
+static void clnet__winograd_cut(clnet__winograd *p, bool shares_weights) {
+    const size_t rows = (size_t)p->kernel.product.rows, line = CLNET__WINOGRAD_LINE;
+    const size_t columns = (size_t)p->kernel.product.columns, positions = CLNET__WINOGRAD_POSITIONS;
+    p->shares_weights = shares_weights;
+    p->depth = clnet__conv2d_cut(p->C, CLNET__WINOGRAD_DEPTH, 1);
+    p->c_blocks = clnet__conv2d_parts(p->C, p->depth);
+    p->row = clnet__round_up(p->depth, line);
+    p->k_panels = clnet__conv2d_parts(p->K, columns);
+    p->block = clnet__conv2d_min(shares_weights ? CLNET__WINOGRAD_BLOCK : 2 * columns,
+                                 p->k_panels * columns);
+    const size_t most =
+        shares_weights
+            ? CLNET__WINOGRAD_L2 / positions / (p->c_blocks * p->row + p->block)
+            : clnet__conv2d_min(CLNET__WINOGRAD_SHARED / positions / (p->c_blocks * p->row),
+                                CLNET__WINOGRAD_TILES);
+    p->room = clnet__conv2d_min(most > 2 * rows ? most / rows * rows : 2 * rows,
+                                clnet__round_up(p->tiles, rows));
+    p->most = clnet__conv2d_cut(p->tiles, p->room, rows);
+    p->u_at = p->depth * columns + line;
+    p->u_panel = positions * p->u_at;
+    p->v_at = p->room * p->row + line;
+    p->v_block = positions * p->v_at;
+    p->m_at = p->room * p->block + line;
+}
+
+// U is shared where it is the smaller one, counted for one image: then a batch never changes the
+// choice, and needs no more memory than a larger one.
+static bool clnet__winograd_shares_weights(const clnet__winograd *p) {
+    return (size_t)(p->rows * p->columns) >= p->K &&
+           p->C * p->K <= CLNET__WINOGRAD_SHARED / CLNET__WINOGRAD_POSITIONS;
+}
+
+static void clnet__winograd_count(clnet__winograd *p, int N) {
+    p->rows = (p->OH + 3) / 4;
+    p->columns = (p->OW + 3) / 4;
+    p->tiles = (size_t)N * (size_t)p->rows * (size_t)p->columns;
+    clnet__winograd_cut(p, clnet__winograd_shares_weights(p));
+}
+
+static clnet__winograd clnet__winograd_forward_of(const clnet__cpu *cpu,
+                                                  const clnet_conv2d_sizes *s) {
+    clnet__winograd p = {
+        .kernel = clnet__winograd_kernel_of(cpu->isa),
+        .H = s->H,
+        .W = s->W,
+        .OH = s->OH,
+        .OW = s->OW,
+        .padding = {s->padding[0], s->padding[1]},
+        .C = (size_t)s->C,
+        .K = (size_t)s->OC,
+        .source_stride = s->x_stride,
+        .target_stride = s->y_stride,
+        .w_tap = (size_t)s->C * (size_t)s->OC,
+        .w_c = (size_t)s->OC,
+        .w_k = 1,
+    };
+    clnet__winograd_count(&p, s->N);
+    return p;
+}
+
+static clnet__winograd clnet__winograd_backward_of(const clnet__cpu *cpu,
+                                                   const clnet_conv2d_sizes *s) {
+    clnet__winograd p = {
+        .kernel = clnet__winograd_kernel_of(cpu->isa),
+        .H = s->OH,
+        .W = s->OW,
+        .OH = s->H,
+        .OW = s->W,
+        .padding = {2 - s->padding[0], 2 - s->padding[1]},
+        .C = (size_t)s->OC,
+        .K = (size_t)s->C,
+        .source_stride = s->y_stride,
+        .target_stride = s->x_stride,
+        .w_tap = (size_t)s->C * (size_t)s->OC,
+        .w_c = 1,
+        .w_k = (size_t)s->OC,
+        .reverse = true,
+        .add = true,
+    };
+    clnet__winograd_count(&p, s->N);
+    return p;
+}
+
+static clnet__conv2d_layout clnet__winograd_layout(const clnet__winograd *p) {
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const size_t edge = 9 * p->depth * columns, pixels = 36 * CLNET__WINOGRAD_LINE;
+    clnet__conv2d_layout at = {0};
+    at.a = clnet__conv2d_carve(&at.end, p->room * sizeof(float *));
+    at.c = clnet__conv2d_carve(&at.end, p->room * sizeof(float *));
+    at.b = clnet__conv2d_carve(&at.end, clnet__winograd_own(p) * sizeof(float));
+    at.m = clnet__conv2d_carve(&at.end, CLNET__WINOGRAD_POSITIONS * p->m_at * sizeof(float));
+    at.edge = clnet__conv2d_carve(&at.end, (edge > pixels ? edge : pixels) * sizeof(float));
+    at.dead = clnet__conv2d_carve(&at.end, p->block * sizeof(float));
+    return at;
+}
+
+static clnet__winograd_scratch clnet__winograd_scratch_of(const clnet__winograd *p, int worker) {
+    const clnet__conv2d_layout at = clnet__winograd_layout(p);
+    char *base = p->scratch + (size_t)worker * at.end;
+    return (clnet__winograd_scratch){
+        .a = (const float **)(void *)(base + at.a),
+        .c = (float **)(void *)(base + at.c),
+        .own = (float *)(void *)(base + at.b),
+        .m = (float *)(void *)(base + at.m),
+        .edge = (float *)(void *)(base + at.edge),
+        .dead = (float *)(void *)(base + at.dead),
+    };
+}
+
+typedef struct clnet__winograd_place {
+    int n, h, w; // image; first pixel of the tile in the target
+} clnet__winograd_place;
+
+static clnet__winograd_place clnet__winograd_place_of(const clnet__winograd *p, size_t tile) {
+    const size_t row = tile / (size_t)p->columns;
+    return (clnet__winograd_place){(int)(row / (size_t)p->rows), 4 * (int)(row % (size_t)p->rows),
+                                   4 * (int)(tile % (size_t)p->columns)};
+}
+
+// The 36 pixels that a tile reads.
+static void clnet__winograd_find_source(const clnet__winograd *p, size_t tile, const float **from) {
+    const clnet__winograd_place at = clnet__winograd_place_of(p, tile);
+    const int h0 = at.h - p->padding[0], w0 = at.w - p->padding[1];
+    for (int i = 0; i < 36; i++) {
+        const int h = h0 + i / 6, w = w0 + i % 6;
+        const bool inside = (unsigned)h < (unsigned)p->H && (unsigned)w < (unsigned)p->W;
+        const size_t pixel = ((size_t)at.n * (size_t)p->H + (size_t)h) * (size_t)p->W + (size_t)w;
+        from[i] = inside ? p->source + pixel * p->source_stride : p->zeros;
+    }
+}
+
+// The 16 pixels that a tile writes, from channel k on.
+static void clnet__winograd_find_target(const clnet__winograd *p, size_t tile, size_t k,
+                                        float *dead, float **to) {
+    const clnet__winograd_place at = clnet__winograd_place_of(p, tile);
+    for (int i = 0; i < 16; i++) {
+        const int h = at.h + i / 4, w = at.w + i % 4;
+        const size_t pixel = ((size_t)at.n * (size_t)p->OH + (size_t)h) * (size_t)p->OW + (size_t)w;
+        to[i] = h < p->OH && w < p->OW ? p->target + pixel * p->target_stride + k : dead;
+    }
+}
+
+// The whole vectors of `channels`; what remains goes through an edge of one vector each.
+static size_t clnet__winograd_whole(size_t channels) {
+    return channels / CLNET__WINOGRAD_LINE * CLNET__WINOGRAD_LINE;
+}
+
+// V of one tile, which is number `slot` of its block.
+static void clnet__winograd_input(const clnet__winograd *p, float *edge, float *v, size_t tile,
+                                  size_t slot) {
+    const float *from[36], *rest[36];
+    float *to[36];
+    clnet__winograd_find_source(p, tile, from);
+    for (size_t block = 0; block < p->c_blocks; block++) {
+        const size_t c = block * p->depth, channels = clnet__conv2d_min(p->depth, p->C - c);
+        const size_t whole = clnet__winograd_whole(channels);
+        for (size_t i = 0; i < 36; i++) {
+            to[i] = v + block * p->v_block + i * p->v_at + slot * p->row;
+        }
+        p->kernel.input(to, 0, from, c, whole);
+        if (whole < channels) {
+            memset(edge, 0, 36 * CLNET__WINOGRAD_LINE * sizeof(float));
+            for (size_t i = 0; i < 36; i++) {
+                rest[i] = memcpy(edge + i * CLNET__WINOGRAD_LINE, from[i] + c + whole,
+                                 (channels - whole) * sizeof(float));
+            }
+            p->kernel.input(to, whole, rest, 0, CLNET__WINOGRAD_LINE);
+        }
+    }
+}
+
+// U of one panel and one block of input channels: [position][c][COLUMNS], zero beyond K.
+static void clnet__winograd_weights(const clnet__winograd *p, float *edge, float *u, size_t panel,
+                                    size_t block) {
+    const size_t columns = (size_t)p->kernel.product.columns, k = panel * columns;
+    const size_t c = block * p->depth, depth = clnet__conv2d_min(p->depth, p->C - c);
+    const size_t width = clnet__conv2d_min(columns, p->K - k);
+    const bool packed = p->w_k != 1 || width < columns;
+    const float *from[9];
+    float *to[36];
+    for (size_t i = 0; i < 36; i++) {
+        to[i] = u + i * p->u_at;
+    }
+    for (size_t t = 0; t < 9; t++) {
+        from[t] = p->w + (p->reverse ? 8 - t : t) * p->w_tap + c * p->w_c + k * p->w_k;
+        if (packed) {
+            float *taps = edge + t * depth * columns;
+            clnet__conv2d_pack(taps, depth * columns, columns, from[t], depth, p->w_c, width,
+                               p->w_k);
+            from[t] = taps;
+        }
+    }
+    if (packed) {
+        p->kernel.weight(to, 0, from, 0, depth * columns);
+        return;
+    }
+    for (size_t i = 0; i < depth; i++) {
+        p->kernel.weight(to, i * columns, from, i * p->w_c, columns);
+    }
+}
+
+// M (+)= V U of one block of input channels, for `panels` panels of U.
+static void clnet__winograd_multiply(const clnet__winograd *p, const clnet__winograd_scratch *m,
+                                     size_t tiles, size_t panels, const float *u, size_t u_panel,
+                                     const float *v, size_t block) {
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const size_t rows = (size_t)p->kernel.product.rows;
+    const size_t depth = clnet__conv2d_min(p->depth, p->C - block * p->depth);
+    for (size_t t = 0; t < clnet__round_up(tiles, rows); t++) {
+        m->a[t] = v + (t < tiles ? t : 0) * p->row; // rows beyond the last tile: any
+        m->c[t] = m->m + t * p->block;
+    }
+    for (size_t i = 0; i < CLNET__WINOGRAD_POSITIONS; i++) {
+        for (size_t j = 0; j < panels; j++) {
+            const float *b = u + j * u_panel + i * p->u_at;
+            for (size_t t = 0; t < tiles; t += rows) {
+                p->kernel.product.tile(m->c + t, i * p->m_at + j * columns, m->a + t, i * p->v_at,
+                                       1, b, 1, (int)depth, block > 0);
+            }
+        }
+    }
+}
+
+// The target's channels [k, k + channels) of some tiles, from M.
+static void clnet__winograd_output(const clnet__winograd *p, const clnet__winograd_scratch *m,
+                                   size_t first, size_t tiles, size_t k, size_t channels) {
+    const size_t whole = clnet__winograd_whole(channels), rest = channels - whole;
+    const bool add = p->add || p->bias;
+    clnet__winograd_transform *output = add ? p->kernel.output_add : p->kernel.output;
+    const float *from[36];
+    float *to[16], *edge[16];
+    for (size_t i = 0; i < 36; i++) {
+        from[i] = m->m + i * p->m_at;
+    }
+    for (size_t i = 0; i < 16; i++) {
+        edge[i] = m->edge + i * CLNET__WINOGRAD_LINE;
+    }
+    for (size_t t = 0; t < tiles; t++) {
+        clnet__winograd_find_target(p, first + t, k, m->dead, to);
+        if (p->bias) {
+            clnet__conv2d_product_start(to, 16, channels, p->bias + k);
+        }
+        output(to, 0, from, t * p->block, whole);
+        for (size_t i = 0; i < 16 && rest > 0 && add; i++) {
+            memcpy(edge[i], to[i] + whole, rest * sizeof(float));
+        }
+        if (rest > 0) {
+            output(edge, 0, from, t * p->block + whole, CLNET__WINOGRAD_LINE);
+        }
+        for (size_t i = 0; i < 16 && rest > 0; i++) {
+            memcpy(to[i] + whole, edge[i], rest * sizeof(float));
+        }
+    }
+}
+
+// Some tiles and one block of output channels, from V to the target.
+static void clnet__winograd_block(const clnet__winograd *p, const clnet__winograd_scratch *m,
+                                  const float *v, size_t first, size_t tiles, size_t k) {
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const size_t channels = clnet__conv2d_min(p->block, p->K - k);
+    const size_t panel = k / columns, panels = clnet__conv2d_parts(channels, columns);
+    for (size_t c = 0; c < p->c_blocks; c++) {
+        const float *u = m->own;
+        size_t u_panel = p->u_panel;
+        if (p->shares_weights) {
+            u = p->shared + (panel * p->c_blocks + c) * p->u_panel;
+            u_panel *= p->c_blocks;
+        } else {
+            for (size_t j = 0; j < panels; j++) {
+                clnet__winograd_weights(p, m->edge, m->own + j * p->u_panel, panel + j, c);
+            }
+        }
+        clnet__winograd_multiply(p, m, tiles, panels, u, u_panel, v + c * p->v_block, c);
+    }
+    clnet__winograd_output(p, m, first, tiles, k, channels);
+}
+
+// A task of U, where it is shared: one panel, one block of input channels.
+static void clnet__winograd_weights_task(void *arg, size_t index, int worker) {
+    const clnet__winograd *p = arg;
+    const clnet__winograd_scratch m = clnet__winograd_scratch_of(p, worker);
+    clnet__winograd_weights(p, m.edge, p->shared + index * p->u_panel, index / p->c_blocks,
+                            index % p->c_blocks);
+}
+
+// Then: some tiles, all output channels.
+static void clnet__winograd_tiles_task(void *arg, size_t index, int worker) {
+    const clnet__winograd *p = arg;
+    const clnet__winograd_scratch m = clnet__winograd_scratch_of(p, worker);
+    const size_t first = index * p->most, tiles = clnet__conv2d_min(p->most, p->tiles - first);
+    for (size_t t = 0; t < tiles; t++) {
+        clnet__winograd_input(p, m.edge, m.own, first + t, t);
+    }
+    for (size_t k = 0; k < p->K; k += p->block) {
+        clnet__winograd_block(p, &m, m.own, first, tiles, k);
+    }
+}
+
+// Where V is shared, the tiles that it holds: a run of one after the other.
+typedef struct clnet__winograd_run {
+    const clnet__winograd *p;
+    size_t first, tiles;
+} clnet__winograd_run;
+
+// A task of V: one tile.
+static void clnet__winograd_input_task(void *arg, size_t index, int worker) {
+    const clnet__winograd_run *run = arg;
+    const clnet__winograd_scratch m = clnet__winograd_scratch_of(run->p, worker);
+    clnet__winograd_input(run->p, m.edge, run->p->shared, run->first + index, index);
+}
+
+// Then: all tiles of the run, a block of output channels.
+static void clnet__winograd_channels_task(void *arg, size_t index, int worker) {
+    const clnet__winograd_run *run = arg;
+    const clnet__winograd_scratch m = clnet__winograd_scratch_of(run->p, worker);
+    clnet__winograd_block(run->p, &m, run->p->shared, run->first, run->tiles,
+                          index * run->p->block);
+}
+
+static void clnet__winograd_run_all(const clnet__cpu *cpu, clnet__winograd *p) {
+    if (p->shares_weights) {
+        clnet__parallel(cpu, p->k_panels * p->c_blocks, clnet__winograd_weights_task, p);
+        clnet__parallel(cpu, clnet__conv2d_parts(p->tiles, p->most), clnet__winograd_tiles_task, p);
+        return;
+    }
+    for (size_t first = 0; first < p->tiles; first += p->most) {
+        clnet__winograd_run run = {p, first, clnet__conv2d_min(p->most, p->tiles - first)};
+        clnet__parallel(cpu, run.tiles, clnet__winograd_input_task, &run);
+        clnet__parallel(cpu, clnet__conv2d_parts(p->K, p->block), clnet__winograd_channels_task,
+                        &run);
+    }
+}
+
+// Whether a pass is computed this way: by its shape alone, never by the batch. Two zeros at an edge
+// are one too many: a corner then sums one tap of nine, but carries the rounding of the whole tile
+// (E of 17 to 27 times the direct path's, where one zero gives 11).
+static bool clnet__winograd_wanted(const clnet__cpu *cpu, const clnet_conv2d_sizes *s,
+                                   bool backward) {
+    bool fits = !cpu->no_winograd && s->groups == 1 && s->C >= 32 && s->OC >= 32;
+    for (int i = 0; i < 2; i++) {
+        const int zeros = backward ? 2 - s->padding[i] : s->padding[i];
+        fits = fits && s->stride[i] == 1 && s->dilation[i] == 1 && zeros >= 0 && zeros <= 1;
+    }
+    return fits && s->KH == 3 && s->KW == 3 && s->OH >= 10 && s->OW >= 10;
+}
+
+static void clnet__winograd_start(clnet__winograd *p, const clnet_conv2d_sizes *s,
+                                  void *workspace) {
+    const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
+    p->zeros = shared.zeros;
+    p->shared = (float *)(void *)shared.rest;
+    p->scratch = shared.rest + clnet__round_up(clnet__winograd_shared(p) * sizeof(float), 64);
+}
+
+static void clnet__winograd_forward(const clnet__cpu *cpu, float *y, const float *x, const float *w,
+                                    const float *b, const clnet_conv2d_sizes *s, void *workspace) {
+    clnet__winograd p = clnet__winograd_forward_of(cpu, s);
+    clnet__winograd_start(&p, s, workspace);
+    p.source = x;
+    p.w = w;
+    p.bias = b;
+    p.target = y;
+    clnet__winograd_run_all(cpu, &p);
+}
+
+static void clnet__winograd_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
+                                          const float *w, const clnet_conv2d_sizes *s,
+                                          void *workspace) {
+    clnet__winograd p = clnet__winograd_backward_of(cpu, s);
+    clnet__winograd_start(&p, s, workspace);
+    p.source = dy;
+    p.w = w;
+    p.target = dx;
+    clnet__winograd_run_all(cpu, &p);
+}
+
+// Bytes behind the shared part, of the passes that are computed this way.
+static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s) {
+    size_t most = 0;
+    for (int backward = 0; backward < 2; backward++) {
+        if (clnet__winograd_wanted(cpu, s, backward)) {
+            const clnet__winograd p =
+                backward ? clnet__winograd_backward_of(cpu, s) : clnet__winograd_forward_of(cpu, s);
+            const size_t shared = clnet__round_up(clnet__winograd_shared(&p) * sizeof(float), 64);
+            const size_t own = (size_t)cpu->threads * clnet__winograd_layout(&p).end;
+            most = shared + own > most ? shared + own : most;
+        }
+    }
+    return most;
 }
 
 #undef CLNET__CONV2D_X86
@@ -2517,6 +3164,29 @@ static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_co
 #undef CLNET__TILE_POINT
 #undef CLNET__TILE_MULTIPLY
 #undef CLNET__TILE_ADD
+#undef CLNET__TILE_SET
+#undef CLNET__WINOGRAD_DEPTH
+#undef CLNET__WINOGRAD_BLOCK
+#undef CLNET__WINOGRAD_L2
+#undef CLNET__WINOGRAD_SHARED
+#undef CLNET__WINOGRAD_TILES
+#undef CLNET__WINOGRAD_LINE
+#undef CLNET__WINOGRAD_A
+#undef CLNET__WINOGRAD_B
+#undef CLNET__WINOGRAD_A2
+#undef CLNET__WINOGRAD_B2
+#undef CLNET__WINOGRAD_A3
+#undef CLNET__WINOGRAD_B3
+#undef CLNET__WINOGRAD_NA
+#undef CLNET__WINOGRAD_NB
+#undef CLNET__WINOGRAD_AXPY
+#undef CLNET__WINOGRAD_INPUT
+#undef CLNET__WINOGRAD_WEIGHT
+#undef CLNET__WINOGRAD_OUTPUT
+#undef CLNET__WINOGRAD_SET
+#undef CLNET__WINOGRAD_ADD
+#undef CLNET__WINOGRAD_2D
+#undef CLNET__WINOGRAD_KERNEL
 #else // CLNET_REAL is not float: plain loops only
 static bool clnet__isa_supported(clnet_isa isa) { return isa <= CLNET_ISA_PORTABLE; }
 static clnet_isa clnet__isa_best(void) { return CLNET_ISA_PORTABLE; }
@@ -6357,6 +7027,7 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
     ctx->cpu.threads = 1;
 #endif
     ctx->cpu.reference = d->reference;
+    ctx->cpu.no_winograd = d->no_winograd;
     ctx->cpu.isa = clnet__choose_isa(ctx, d->isa);
     ctx->backend = clnet__cpu_backend;
     ctx->backend.isa = d->reference ? "reference" : clnet_isa_name(ctx->cpu.isa);

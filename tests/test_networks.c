@@ -303,11 +303,12 @@ int main(int argc, char **argv) {
         return check_device(data, argv[2]);
     }
 #endif
-    for (int reference = 0; reference < 2 - WIDE; reference++) {
-        clnet_context *ctx =
-            clnet_context_create(&(clnet_context_desc){.reference = reference || WIDE});
+    static const char *const paths[] = {"default", "direct", "reference"};
+    for (int path = WIDE ? 2 : 0; path < 3; path++) {
+        clnet_context *ctx = clnet_context_create(
+            &(clnet_context_desc){.no_winograd = path == 1, .reference = path == 2});
         for (int i = 0; i < NETWORK_CASES; i++) {
-            check_case(data, network_cases[i], ctx, WIDE ? "double" : clnet_context_isa(ctx));
+            check_case(data, network_cases[i], ctx, WIDE ? "double" : paths[path]);
         }
         clnet_context_destroy(ctx);
     }

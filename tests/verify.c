@@ -15,9 +15,10 @@
 #include "verify_operations.h"
 #include "verify_torch.h"
 #include "verify_views.h"
+#include "verify_winograd.h"
 
 typedef struct verify_row {
-    char operation[48], check[32], path[16], where[160];
+    char operation[48], check[32], path[24], where[160];
     int cases, failures;
     double worst, limit;
 } verify_row;
@@ -120,11 +121,11 @@ static void print_head(void) {
 }
 
 static void print_table(void) {
-    printf("%-24s %-24s %-10s %5s %10s %8s        %s\n", "operation", "check", "path", "cases",
+    printf("%-24s %-24s %-16s %5s %10s %8s        %s\n", "operation", "check", "path", "cases",
            "worst", "limit", "where it was worst");
     for (int i = 0; i < table.rows; i++) {
         const verify_row *r = &table.row[i];
-        printf("%-24s %-24s %-10s %5d %10.3g %8.3g  %s  %s\n", r->operation, r->check, r->path,
+        printf("%-24s %-24s %-16s %5d %10.3g %8.3g  %s  %s\n", r->operation, r->check, r->path,
                r->cases, r->worst, r->limit, r->failures ? "FAIL" : "ok  ",
                r->worst > 0 || r->failures ? r->where : "");
     }
@@ -204,9 +205,12 @@ static void print_json(void) {
 }
 
 // The one place where contexts are made. NULL: the device is not there.
-static clnet_context *open_context(const char *device, clnet_isa isa, bool reference, int threads) {
+static clnet_context *open_context(const char *device, clnet_isa isa, bool reference, bool winograd,
+                                   int threads) {
     return clnet_cl_context_create(&(clnet_cl_desc){
-        .device = device, .base = {.isa = isa, .reference = reference, .threads = threads}});
+        .device = device,
+        .base = {
+            .isa = isa, .reference = reference, .no_winograd = !winograd, .threads = threads}});
 }
 
 // Every small case once.
@@ -223,7 +227,7 @@ static void verify_quickly(const char *device, const char *only, uint64_t seed) 
 
 // Whole networks, beside the same on the CPU.
 static void verify_networks_on(const verify_path *path, const char *data) {
-    clnet_context *host = open_context("cpu", CLNET_ISA_AUTO, false, 0);
+    clnet_context *host = open_context("cpu", CLNET_ISA_AUTO, false, false, 0);
     if (!verify_networks(path, host, data)) {
         skip("whole networks: %.120s", clnet_error(host));
     }
@@ -236,8 +240,8 @@ static void verify_on(const char *device, clnet_isa isa, bool reference, const c
     verify_path path = {.name = !cpu        ? "device"
                                 : reference ? "reference"
                                             : clnet_isa_name(isa),
-                        .ctx = open_context(device, isa, reference, 1),
-                        .threaded = open_context(device, isa, reference, 3)};
+                        .ctx = open_context(device, isa, reference, false, 1),
+                        .threaded = open_context(device, isa, reference, false, 3)};
     if (!path.ctx || !path.threaded || clnet_context_result(path.ctx) != CLNET_OK) {
         verify_report("all operations", "context", path.name, INFINITY, 0, clnet_error(path.ctx));
     } else {
@@ -259,6 +263,26 @@ static void verify_on(const char *device, clnet_isa isa, bool reference, const c
     clnet_context_destroy(path.threaded);
 }
 
+static void verify_winograd_on(clnet_isa isa, const char *only, uint64_t seed) {
+    if (only && !strstr("conv2d", only)) {
+        return;
+    }
+    char name[24];
+    snprintf(name, sizeof name, "%s winograd", clnet_isa_name(isa));
+    verify_path path = {.name = name,
+                        .ctx = open_context("cpu", isa, false, true, 1),
+                        .threaded = open_context("cpu", isa, false, true, 3)};
+    clnet_context *direct = open_context("cpu", isa, false, false, 1);
+    if (!path.ctx || !path.threaded || !direct) {
+        verify_report("all operations", "context", name, INFINITY, 0, "out of memory");
+    } else {
+        verify_winograd(&path, direct, isa, seed);
+    }
+    clnet_context_destroy(path.ctx);
+    clnet_context_destroy(path.threaded);
+    clnet_context_destroy(direct);
+}
+
 static void verify_everything(const char *device, const char *only, const char *data,
                               uint64_t seed) {
     if (strcmp(device, "cpu") != 0) {
@@ -270,6 +294,7 @@ static void verify_everything(const char *device, const char *only, const char *
     for (int isa = CLNET_ISA_PORTABLE; isa <= CLNET_ISA_AVX512; isa++) {
         if (clnet_isa_supported((clnet_isa)isa)) {
             verify_on(device, (clnet_isa)isa, false, only, data, seed);
+            verify_winograd_on((clnet_isa)isa, only, seed);
         } else {
             skip("vector code %s, which this machine does not have",
                  clnet_isa_name((clnet_isa)isa));
@@ -393,7 +418,7 @@ static void describe(const clnet_context *ctx, const options *o) {
 // Opens the device once, to describe it. 0: it is there; else the exit status plus one.
 static int open_device(options *o) {
     static char id[sizeof((clnet_cl_device *)0)->id];
-    clnet_context *ctx = open_context(o->device, CLNET_ISA_AUTO, false, 1);
+    clnet_context *ctx = open_context(o->device, CLNET_ISA_AUTO, false, true, 1);
     const bool there = clnet_context_result(ctx) == CLNET_OK;
     if (there) {
         const clnet_cl_device *d = clnet_cl_context_device(ctx);

@@ -27,6 +27,7 @@ typedef struct verify_case {
     double eps;      // batch_norm
     double alpha[4]; // focal_loss; std of flip
     bool no_bias, exclude_pad, align_corners, evaluation, unlabelled;
+    bool winograd; // large enough for that method
 } verify_case;
 
 #define S(n, c, h, w) .x = {n, c, h, w}
@@ -76,6 +77,16 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_CONV2D, "long sums", S(1, 512, 4, 3), .out = 9, K(3, 3), .padding = {1, 1}},
     {CLNET_OP_CONV2D, "many pixels", S(2, 3, 67, 61), .out = 5, K(3, 3), .padding = {1, 1}},
     {CLNET_OP_CONV2D, "one channel, two blocks of pixels", S(1, 1, 37, 31), .out = 1, K(1, 1)},
+    {CLNET_OP_CONV2D, "primes", S(2, 37, 13, 11), .out = 41, K(3, 3), .padding = {1, 1},
+     .winograd = true},
+    {CLNET_OP_CONV2D, "many tiles, unpadded", S(1, 35, 31, 29), .out = 33, K(3, 3), .no_bias = true,
+     .winograd = true},
+    {CLNET_OP_CONV2D, "many channels, uneven padding", S(1, 150, 12, 14), .out = 32, K(3, 3),
+     .padding = {0, 1}, .winograd = true},
+    {CLNET_OP_CONV2D, "many out, padding 2", S(1, 32, 10, 15), .out = 131, K(3, 3),
+     .padding = {2, 2}, .no_bias = true, .winograd = true},
+    {CLNET_OP_CONV2D, "padding 3", S(1, 33, 10, 12), .out = 35, K(3, 3), .padding = {1, 3},
+     .winograd = true},
     {CLNET_OP_CONV2D, "1x1 with many pixels", S(2, 16, 41, 43), .out = 24, K(1, 1)},
 
     {CLNET_OP_LINEAR, "plain", S(3, 31, 1, 1), .out = 7},

@@ -261,6 +261,7 @@ void options_print(const option *options, size_t count) {
 }
 
 const char *const device_isa_choices[] = {"auto", "portable", "avx2", "avx512", NULL};
+const char *const device_winograd_choices[] = {"on", "off", NULL};
 
 clnet_context *device_open(const device_options *d, problem *p) {
     const clnet_files files = disk_files();
@@ -268,6 +269,7 @@ clnet_context *device_open(const device_options *d, problem *p) {
                                 .base = {.threads = d->threads,
                                          .isa = (clnet_isa)d->isa,
                                          .reference = d->reference,
+                                         .no_winograd = d->winograd == 1,
                                          .profile = d->profile,
                                          .files = &files}};
     clnet_context *ctx = clnet_cl_context_create(&desc);

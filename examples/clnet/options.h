@@ -64,6 +64,7 @@ void options_print(const option *options, size_t count);
 typedef struct device_options {
     const char *device; // "cpu", "opencl", "opencl:P.D", "auto"; NULL = auto
     int threads, isa;
+    int winograd; // place in device_winograd_choices
     bool reference, profile;
 } device_options;
 
@@ -73,9 +74,11 @@ typedef struct device_options {
         OPTION_RANGE(INT, "--threads", &(d)->threads, 1, 1024,                                     \
                      "threads (default: all processors)"),                                         \
         OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)"),          \
+        OPTION_OF(device_winograd_choices, "--winograd", &(d)->winograd,                           \
+                  "large 3x3 convolutions by Winograd's method, on the CPU (default: on)"),                     \
         OPTION(FLAG, "--profile", &(d)->profile, "prints at the end where the time went")
 
-extern const char *const device_isa_choices[];
+extern const char *const device_isa_choices[], *const device_winograd_choices[];
 
 // A context on the device that the options name. `sync` files: everything written is on the disk
 // before it is renamed into place. NULL: see the problem.

@@ -13,7 +13,7 @@ typedef struct run {
     network_options network;
     const char *weights, *input, *output, *save_weights, *dump;
     bool train;
-    int steps, cam, layer, winograd;
+    int steps, cam, layer;
     double lr, weight_decay;
     bool with_cam;
     clnet_context *ctx;
@@ -25,7 +25,6 @@ typedef struct run {
 
 static const char *const cam_choices[] = {"paper", "gradcam", "gradcam++", NULL};
 static const char *const layer_choices[] = {"fm1", "fm2", "fm3", "fm4", "fm5", NULL};
-static const char *const switch_choices[] = {"on", "off", NULL};
 
 // One more tensor for the output, with room for its values (or I64). NULL: no memory.
 static void *add(run *r, const char *name, clnet_dtype dtype, int rank, const int shape[4],
@@ -377,8 +376,6 @@ bool command_run(int argc, char **argv, bool usage, problem *p) {
         OPTION_OF(layer_choices, "--layer", &r.layer, "their layer (default: fm5)"),
         OPTION(TEXT, "--dump", &r.dump, "adds activations: names with commas between, or all"),
         OPTION(FLAG, "--reference", &r.device.reference, "plain loops"),
-        OPTION_OF(switch_choices, "--winograd", &r.winograd,
-                  "accepted; this version always convolves directly"),
         DEVICE_OPTIONS(&r.device),
     };
     const size_t count = sizeof options / sizeof *options;
