@@ -1483,9 +1483,11 @@ static void clnet__parallel(const clnet__cpu *cpu, size_t count, clnet__task *ta
 }
 
 #if defined(__GNUC__)
-#define CLNET__RESTRICT __restrict__
+#define CLNET__RESTRICT    __restrict__
+#define CLNET__PREFETCH(p) __builtin_prefetch(p)
 #else
 #define CLNET__RESTRICT
+#define CLNET__PREFETCH(p) ((void)(p))
 #endif
 
 #ifdef CLNET__FAST
@@ -2533,11 +2535,12 @@ static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_co
 // threads and any batch. A value that is not finite makes all outputs of the tiles that read it
 // not finite: every pixel that it reaches in the direct sum, and up to 3 pixels further.
 
-#define CLNET__WINOGRAD_DEPTH  128     // input channels of a chain at most
-#define CLNET__WINOGRAD_BLOCK  64      // output channels of a block at most
-#define CLNET__WINOGRAD_L2     98304   // floats of V and M of a thread, where U is shared
+#define CLNET__WINOGRAD_DEPTH  64      // input channels of a chain at most
+#define CLNET__WINOGRAD_BLOCK  128     // output channels of a block at most
+#define CLNET__WINOGRAD_L2     131072  // floats of V and M of a thread, where U is shared
 #define CLNET__WINOGRAD_SHARED 4194304 // floats of U, or of V, that are shared
 #define CLNET__WINOGRAD_TILES  128     // tiles that V holds at most, where it is shared
+#define CLNET__WINOGRAD_AHEAD  8       // rows of w that are asked for ahead
 #define CLNET__WINOGRAD_LINE   16      // floats; a multiple of every LANES
 
 #define CLNET__WINOGRAD_A  0.625f
@@ -2723,8 +2726,10 @@ static size_t clnet__winograd_own(const clnet__winograd *p) {
     return p->shares_weights ? p->c_blocks * p->v_block : clnet__winograd_panels(p) * p->u_panel;
 }
 
-// As many tiles as fit, in whole tiles of the product.
-static void clnet__winograd_cut(clnet__winograd *p, bool shares_weights) {
+// As many tiles as fit, in whole tiles of the product, and as many output channels as leave two
+// tasks for each thread. Results depend on neither.
+static void clnet__winograd_cut(const clnet__cpu *cpu, clnet__winograd *p, bool shares_weights) {
+    const size_t wanted = 2 * (size_t)cpu->threads;
     const size_t rows = (size_t)p->kernel.product.rows, line = CLNET__WINOGRAD_LINE;
     const size_t columns = (size_t)p->kernel.product.columns, positions = CLNET__WINOGRAD_POSITIONS;
     p->shares_weights = shares_weights;
@@ -2732,8 +2737,11 @@ static void clnet__winograd_cut(clnet__winograd *p, bool shares_weights) {
     p->c_blocks = clnet__conv2d_parts(p->C, p->depth);
     p->row = clnet__round_up(p->depth, line);
     p->k_panels = clnet__conv2d_parts(p->K, columns);
-    p->block = clnet__conv2d_min(shares_weights ? CLNET__WINOGRAD_BLOCK : 2 * columns,
-                                 p->k_panels * columns);
+    p->block = clnet__conv2d_min(CLNET__WINOGRAD_BLOCK, p->k_panels * columns);
+    while (p->block > columns && (shares_weights ? p->block > CLNET__WINOGRAD_BLOCK / 2
+                                                 : clnet__conv2d_parts(p->K, p->block) < wanted)) {
+        p->block = clnet__round_up(p->block / 2, columns);
+    }
     const size_t most =
         shares_weights
             ? CLNET__WINOGRAD_L2 / positions / (p->c_blocks * p->row + p->block)
@@ -2742,6 +2750,10 @@ static void clnet__winograd_cut(clnet__winograd *p, bool shares_weights) {
     p->room = clnet__conv2d_min(most > 2 * rows ? most / rows * rows : 2 * rows,
                                 clnet__round_up(p->tiles, rows));
     p->most = clnet__conv2d_cut(p->tiles, p->room, rows);
+    while (shares_weights && p->most > 2 * rows &&
+           clnet__conv2d_parts(p->tiles, p->most) < 2 * wanted) {
+        p->most = clnet__round_up(p->most / 2, rows);
+    }
     p->u_at = p->depth * columns + line;
     p->u_panel = positions * p->u_at;
     p->v_at = p->room * p->row + line;
@@ -2756,11 +2768,11 @@ static bool clnet__winograd_shares_weights(const clnet__winograd *p) {
            p->C * p->K <= CLNET__WINOGRAD_SHARED / CLNET__WINOGRAD_POSITIONS;
 }
 
-static void clnet__winograd_count(clnet__winograd *p, int N) {
+static void clnet__winograd_count(const clnet__cpu *cpu, clnet__winograd *p, int N) {
     p->rows = (p->OH + 3) / 4;
     p->columns = (p->OW + 3) / 4;
     p->tiles = (size_t)N * (size_t)p->rows * (size_t)p->columns;
-    clnet__winograd_cut(p, clnet__winograd_shares_weights(p));
+    clnet__winograd_cut(cpu, p, clnet__winograd_shares_weights(p));
 }
 
 static clnet__winograd clnet__winograd_forward_of(const clnet__cpu *cpu,
@@ -2780,7 +2792,7 @@ static clnet__winograd clnet__winograd_forward_of(const clnet__cpu *cpu,
         .w_c = (size_t)s->OC,
         .w_k = 1,
     };
-    clnet__winograd_count(&p, s->N);
+    clnet__winograd_count(cpu, &p, s->N);
     return p;
 }
 
@@ -2803,7 +2815,7 @@ static clnet__winograd clnet__winograd_backward_of(const clnet__cpu *cpu,
         .reverse = true,
         .add = true,
     };
-    clnet__winograd_count(&p, s->N);
+    clnet__winograd_count(cpu, &p, s->N);
     return p;
 }
 
@@ -2895,33 +2907,66 @@ static void clnet__winograd_input(const clnet__winograd *p, float *edge, float *
     }
 }
 
-// U of one panel and one block of input channels: [position][c][COLUMNS], zero beyond K.
-static void clnet__winograd_weights(const clnet__winograd *p, float *edge, float *u, size_t panel,
-                                    size_t block) {
-    const size_t columns = (size_t)p->kernel.product.columns, k = panel * columns;
-    const size_t c = block * p->depth, depth = clnet__conv2d_min(p->depth, p->C - c);
-    const size_t width = clnet__conv2d_min(columns, p->K - k);
-    const bool packed = p->w_k != 1 || width < columns;
-    const float *from[9];
-    float *to[36];
+// Where the taps of an input and an output channel lie, in the order in which they are used.
+static void clnet__winograd_taps(const clnet__winograd *p, size_t c, size_t k, const float **from) {
+    for (size_t t = 0; t < 9; t++) {
+        from[t] = p->w + (p->reverse ? 8 - t : t) * p->w_tap + c * p->w_c + k * p->w_k;
+    }
+}
+
+static void clnet__winograd_positions(const clnet__winograd *p, float *u, float **to) {
     for (size_t i = 0; i < 36; i++) {
         to[i] = u + i * p->u_at;
     }
-    for (size_t t = 0; t < 9; t++) {
-        from[t] = p->w + (p->reverse ? 8 - t : t) * p->w_tap + c * p->w_c + k * p->w_k;
-        if (packed) {
-            float *taps = edge + t * depth * columns;
-            clnet__conv2d_pack(taps, depth * columns, columns, from[t], depth, p->w_c, width,
-                               p->w_k);
-            from[t] = taps;
+}
+
+// U of whole panels of a block of input channels, from w as it lies. All panels of a row before the
+// next row, and the next rows asked for in time: rows may be pages apart, and finding a page takes
+// longer than all the arithmetic of its numbers.
+static void clnet__winograd_weights_whole(const clnet__winograd *p, float *u, size_t u_panel,
+                                          size_t panel, size_t panels, size_t c, size_t depth) {
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const float *from[9];
+    float *to[36];
+    clnet__winograd_taps(p, c, panel * columns, from);
+    clnet__winograd_positions(p, u, to);
+    for (size_t i = 0; i < depth; i++) {
+        for (size_t j = 0; j < panels; j++) {
+            for (size_t t = 0; t < 9 && i + CLNET__WINOGRAD_AHEAD < depth; t++) {
+                CLNET__PREFETCH(from[t] + (i + CLNET__WINOGRAD_AHEAD) * p->w_c + j * columns);
+            }
+            p->kernel.weight(to, j * u_panel + i * columns, from, i * p->w_c + j * columns,
+                             columns);
         }
     }
-    if (packed) {
-        p->kernel.weight(to, 0, from, 0, depth * columns);
-        return;
+}
+
+// The same of one panel that is narrower, or whose channels do not lie next to each other.
+static void clnet__winograd_weights_packed(const clnet__winograd *p, float *edge, float *u,
+                                           size_t panel, size_t c, size_t depth) {
+    const size_t columns = (size_t)p->kernel.product.columns, k = panel * columns;
+    const float *from[9];
+    float *to[36];
+    clnet__winograd_taps(p, c, k, from);
+    clnet__winograd_positions(p, u, to);
+    for (size_t t = 0; t < 9; t++) {
+        float *taps = edge + t * depth * columns;
+        clnet__conv2d_pack(taps, depth * columns, columns, from[t], depth, p->w_c,
+                           clnet__conv2d_min(columns, p->K - k), p->w_k);
+        from[t] = taps;
     }
-    for (size_t i = 0; i < depth; i++) {
-        p->kernel.weight(to, i * columns, from, i * p->w_c, columns);
+    p->kernel.weight(to, 0, from, 0, depth * columns);
+}
+
+// U of some panels and one block of input channels: [position][c][COLUMNS], zero beyond K.
+static void clnet__winograd_weights(const clnet__winograd *p, float *edge, float *u, size_t u_panel,
+                                    size_t panel, size_t panels, size_t block) {
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const size_t c = block * p->depth, depth = clnet__conv2d_min(p->depth, p->C - c);
+    const size_t whole = p->w_k == 1 ? clnet__conv2d_min(panels, p->K / columns - panel) : 0;
+    clnet__winograd_weights_whole(p, u, u_panel, panel, whole, c, depth);
+    for (size_t j = whole; j < panels; j++) {
+        clnet__winograd_weights_packed(p, edge, u + j * u_panel, panel + j, c, depth);
     }
 }
 
@@ -2992,9 +3037,7 @@ static void clnet__winograd_block(const clnet__winograd *p, const clnet__winogra
             u = p->shared + (panel * p->c_blocks + c) * p->u_panel;
             u_panel *= p->c_blocks;
         } else {
-            for (size_t j = 0; j < panels; j++) {
-                clnet__winograd_weights(p, m->edge, m->own + j * p->u_panel, panel + j, c);
-            }
+            clnet__winograd_weights(p, m->edge, m->own, u_panel, panel, panels, c);
         }
         clnet__winograd_multiply(p, m, tiles, panels, u, u_panel, v + c * p->v_block, c);
     }
@@ -3005,8 +3048,8 @@ static void clnet__winograd_block(const clnet__winograd *p, const clnet__winogra
 static void clnet__winograd_weights_task(void *arg, size_t index, int worker) {
     const clnet__winograd *p = arg;
     const clnet__winograd_scratch m = clnet__winograd_scratch_of(p, worker);
-    clnet__winograd_weights(p, m.edge, p->shared + index * p->u_panel, index / p->c_blocks,
-                            index % p->c_blocks);
+    clnet__winograd_weights(p, m.edge, p->shared + index * p->u_panel, p->u_panel,
+                            index / p->c_blocks, 1, index % p->c_blocks);
 }
 
 // Then: some tiles, all output channels.
@@ -3170,6 +3213,7 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__WINOGRAD_L2
 #undef CLNET__WINOGRAD_SHARED
 #undef CLNET__WINOGRAD_TILES
+#undef CLNET__WINOGRAD_AHEAD
 #undef CLNET__WINOGRAD_LINE
 #undef CLNET__WINOGRAD_A
 #undef CLNET__WINOGRAD_B
