@@ -2168,19 +2168,28 @@ static clnet__conv2d_product clnet__conv2d_product_backward(const clnet__cpu *cp
 }
 
 // What >>winograd computes instead.
+typedef enum clnet__winograd_pass {
+    CLNET__WINOGRAD_FORWARD,
+    CLNET__WINOGRAD_BACKWARD_DATA,
+    CLNET__WINOGRAD_BACKWARD_WEIGHT
+} clnet__winograd_pass;
+
 static bool clnet__winograd_wanted(const clnet__cpu *cpu, const clnet_conv2d_sizes *s,
-                                   bool backward);
+                                   clnet__winograd_pass pass);
 static void clnet__winograd_forward(const clnet__cpu *cpu, float *y, const float *x, const float *w,
                                     const float *b, const clnet_conv2d_sizes *s, void *workspace);
 static void clnet__winograd_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
                                           const float *w, const clnet_conv2d_sizes *s,
                                           void *workspace);
+static void clnet__winograd_backward_weight(const clnet__cpu *cpu, float *dw, const float *dy,
+                                            const float *x, const clnet_conv2d_sizes *s,
+                                            void *workspace);
 static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s);
 
 static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const float *x,
                                        const float *w, const float *b, const clnet_conv2d_sizes *s,
                                        void *workspace) {
-    if (clnet__winograd_wanted(cpu, s, false)) {
+    if (clnet__winograd_wanted(cpu, s, CLNET__WINOGRAD_FORWARD)) {
         clnet__winograd_forward(cpu, y, x, w, b, s, workspace);
         return;
     }
@@ -2197,7 +2206,7 @@ static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const fl
 static void clnet__conv2d_fast_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
                                              const float *w, const clnet_conv2d_sizes *s,
                                              void *workspace) {
-    if (clnet__winograd_wanted(cpu, s, true)) {
+    if (clnet__winograd_wanted(cpu, s, CLNET__WINOGRAD_BACKWARD_DATA)) {
         clnet__winograd_backward_data(cpu, dx, dy, w, s, workspace);
         return;
     }
@@ -2427,6 +2436,10 @@ static void clnet__conv2d_weight_reduce(void *arg, size_t index, int worker) {
 static void clnet__conv2d_fast_backward_weight(const clnet__cpu *cpu, float *dw, const float *dy,
                                                const float *x, const clnet_conv2d_sizes *s,
                                                void *workspace) {
+    if (clnet__winograd_wanted(cpu, s, CLNET__WINOGRAD_BACKWARD_WEIGHT)) {
+        clnet__winograd_backward_weight(cpu, dw, dy, x, s, workspace);
+        return;
+    }
     const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
     clnet__conv2d_weight p = clnet__conv2d_weight_of(cpu, s, &shared);
     const size_t parts = clnet__conv2d_weight_parts_bytes(&p);
@@ -2605,6 +2618,41 @@ static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_co
         r[3] = CLNET__WINOGRAD_AXPY(isa, a3, odd_a, CLNET__WINOGRAD_AXPY(isa, b3, odd_b, v[5]));   \
     }
 
+// r = Av and r = G'v, of backward weight.
+#define CLNET__WINOGRAD_GRADIENT(isa, r, v)                                                        \
+    {                                                                                              \
+        const float a = CLNET__WINOGRAD_A, a2 = CLNET__WINOGRAD_A2;                                \
+        const float b = CLNET__WINOGRAD_B, b2 = CLNET__WINOGRAD_B2;                                \
+        const CLNET__##isa##_VEC even_a = CLNET__WINOGRAD_AXPY(isa, a2, v[2], v[0]);               \
+        const CLNET__##isa##_VEC odd_a = CLNET__WINOGRAD_AXPY(isa, a2, v[3], v[1]);                \
+        const CLNET__##isa##_VEC even_b = CLNET__WINOGRAD_AXPY(isa, b2, v[2], v[0]);               \
+        const CLNET__##isa##_VEC odd_b = CLNET__WINOGRAD_AXPY(isa, b2, v[3], v[1]);                \
+        r[0] = v[0];                                                                               \
+        r[1] = CLNET__WINOGRAD_AXPY(isa, a, odd_a, even_a);                                        \
+        r[2] = CLNET__WINOGRAD_AXPY(isa, -a, odd_a, even_a);                                       \
+        r[3] = CLNET__WINOGRAD_AXPY(isa, b, odd_b, even_b);                                        \
+        r[4] = CLNET__WINOGRAD_AXPY(isa, -b, odd_b, even_b);                                       \
+        r[5] = v[3];                                                                               \
+    }
+
+#define CLNET__WINOGRAD_WEIGHT_BACK(isa, r, v)                                                     \
+    {                                                                                              \
+        const float a = CLNET__WINOGRAD_A, a2 = CLNET__WINOGRAD_A2, na = CLNET__WINOGRAD_NA;       \
+        const float b = CLNET__WINOGRAD_B, b2 = CLNET__WINOGRAD_B2, nb = CLNET__WINOGRAD_NB;       \
+        const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
+        const CLNET__##isa##_VEC even_a = CLNET__##isa##_ADD(v[1], v[2]);                          \
+        const CLNET__##isa##_VEC odd_a = CLNET__WINOGRAD_AXPY(isa, -1, v[2], v[1]);                \
+        const CLNET__##isa##_VEC even_b = CLNET__##isa##_ADD(v[3], v[4]);                          \
+        const CLNET__##isa##_VEC odd_b = CLNET__WINOGRAD_AXPY(isa, -1, v[4], v[3]);                \
+        r[0] = CLNET__WINOGRAD_AXPY(isa, 1 / na, even_a,                                           \
+                                    CLNET__WINOGRAD_AXPY(isa, 1 / nb, even_b, zero));              \
+        r[0] = CLNET__WINOGRAD_AXPY(isa, 1 / (a2 * b2), v[0], r[0]);                               \
+        r[1] = CLNET__WINOGRAD_AXPY(isa, a / na, odd_a,                                            \
+                                    CLNET__WINOGRAD_AXPY(isa, b / nb, odd_b, zero));               \
+        r[2] = CLNET__WINOGRAD_AXPY(isa, a2 / na, even_a,                                          \
+                                    CLNET__WINOGRAD_AXPY(isa, b2 / nb, even_b, v[5]));             \
+    }
+
 // A transform of some channels of one tile: IN x IN numbers of each, found through pointers, become
 // OUT x OUT. It reads and writes whole vectors.
 typedef void clnet__winograd_transform(float *const *to, size_t to_offset, const float *const *from,
@@ -2641,6 +2689,7 @@ typedef void clnet__winograd_transform(float *const *to, size_t to_offset, const
 typedef struct clnet__winograd_kernel {
     clnet__conv2d_kernel product;
     clnet__winograd_transform *input, *weight, *output, *output_add;
+    clnet__winograd_transform *gradient, *weight_add; // of backward weight
 } clnet__winograd_kernel;
 
 // All transforms of an instruction set, and the function that fetches them.
@@ -2653,11 +2702,18 @@ typedef struct clnet__winograd_kernel {
                        CLNET__WINOGRAD_SET)                                                        \
     CLNET__WINOGRAD_2D(clnet__winograd_output_add_##isa, ISA, CLNET__WINOGRAD_OUTPUT, 6, 4,        \
                        CLNET__WINOGRAD_ADD)                                                        \
+    CLNET__WINOGRAD_2D(clnet__winograd_gradient_##isa, ISA, CLNET__WINOGRAD_GRADIENT, 4, 6,        \
+                       CLNET__WINOGRAD_SET)                                                        \
+    CLNET__WINOGRAD_2D(clnet__winograd_weight_add_##isa, ISA, CLNET__WINOGRAD_WEIGHT_BACK, 6, 3,   \
+                       CLNET__WINOGRAD_ADD)                                                        \
     static clnet__winograd_kernel clnet__winograd_kernel_##isa(void) {                             \
-        return (clnet__winograd_kernel){clnet__conv2d_kernel_of(CLNET_ISA_##ISA),                  \
-                                        clnet__winograd_input_##isa, clnet__winograd_weight_##isa, \
-                                        clnet__winograd_output_##isa,                              \
-                                        clnet__winograd_output_add_##isa};                         \
+        return (clnet__winograd_kernel){.product = clnet__conv2d_kernel_of(CLNET_ISA_##ISA),       \
+                                        .input = clnet__winograd_input_##isa,                      \
+                                        .weight = clnet__winograd_weight_##isa,                    \
+                                        .output = clnet__winograd_output_##isa,                    \
+                                        .output_add = clnet__winograd_output_add_##isa,            \
+                                        .gradient = clnet__winograd_gradient_##isa,                \
+                                        .weight_add = clnet__winograd_weight_add_##isa};           \
     }
 
 CLNET__WINOGRAD_KERNEL(portable, PORTABLE)
@@ -3104,11 +3160,12 @@ static void clnet__winograd_run_all(const clnet__cpu *cpu, clnet__winograd *p) {
 // are one too many: a corner then sums one tap of nine, but carries the rounding of the whole tile
 // (E of 17 to 27 times the direct path's, where one zero gives 11).
 static bool clnet__winograd_wanted(const clnet__cpu *cpu, const clnet_conv2d_sizes *s,
-                                   bool backward) {
+                                   clnet__winograd_pass pass) {
     bool fits = !cpu->no_winograd && s->groups == 1 && s->C >= 32 && s->OC >= 32;
     for (int i = 0; i < 2; i++) {
-        const int zeros = backward ? 2 - s->padding[i] : s->padding[i];
-        fits = fits && s->stride[i] == 1 && s->dilation[i] == 1 && zeros >= 0 && zeros <= 1;
+        const int zeros = pass == CLNET__WINOGRAD_BACKWARD_DATA ? 2 - s->padding[i] : s->padding[i];
+        const int most = pass == CLNET__WINOGRAD_BACKWARD_WEIGHT ? 2 : 1;
+        fits = fits && s->stride[i] == 1 && s->dilation[i] == 1 && zeros >= 0 && zeros <= most;
     }
     return fits && s->KH == 3 && s->KW == 3 && s->OH >= 10 && s->OW >= 10;
 }
@@ -3143,17 +3200,209 @@ static void clnet__winograd_backward_data(const clnet__cpu *cpu, float *dx, cons
     clnet__winograd_run_all(cpu, &p);
 }
 
+// Backward weight: dw += G' [sum over tiles (B' x B) .* (A dy A')] G, the transpose of forward. Here
+// the tiles are what is summed: at each of the 36 positions, M[c][k] += V[tile][c] * D[tile][k]. The
+// tiles are taken in runs. V and D of a run are made first and shared; then every thread takes some
+// channels through M and adds them to dw, while M is in L2. The cuts depend on the shape alone,
+// batch included.
+
+typedef struct clnet__winograd_sum {
+    clnet__winograd p; // V, and the blocks of M
+    const float *dy;
+    float *dw, *d;        // D: [panel][position][tile][COLUMNS]
+    size_t d_at, d_panel; // floats between positions of D, and between panels
+    size_t first, tiles;  // the run
+} clnet__winograd_sum;
+
+static clnet__winograd_sum clnet__winograd_sum_of(const clnet__cpu *cpu,
+                                                  const clnet_conv2d_sizes *s) {
+    clnet__winograd_sum q = {.p = clnet__winograd_forward_of(cpu, s)};
+    clnet__winograd *p = &q.p;
+    const size_t columns = (size_t)p->kernel.product.columns, rows = (size_t)p->kernel.product.rows;
+    clnet__winograd_cut(cpu, p, false);
+    const size_t widest =
+        p->c_blocks * p->row > p->k_panels * columns ? p->c_blocks * p->row : p->k_panels * columns;
+    const size_t most = CLNET__WINOGRAD_SHARED / CLNET__WINOGRAD_POSITIONS / widest;
+    p->room = clnet__conv2d_min(p->tiles,
+                                clnet__conv2d_min(most > 16 ? most : 16, CLNET__WINOGRAD_TILES));
+    p->most = clnet__conv2d_cut(p->tiles, p->room, 1);
+    p->v_at = p->room * p->row + CLNET__WINOGRAD_LINE;
+    p->v_block = CLNET__WINOGRAD_POSITIONS * p->v_at;
+    p->block = clnet__conv2d_min(CLNET__WINOGRAD_BLOCK / 2, p->k_panels * columns);
+    p->m_at = clnet__round_up(p->depth, rows) * p->block + CLNET__WINOGRAD_LINE;
+    q.d_at = p->room * columns + CLNET__WINOGRAD_LINE;
+    q.d_panel = CLNET__WINOGRAD_POSITIONS * q.d_at;
+    return q;
+}
+
+static clnet__conv2d_layout clnet__winograd_sum_layout(const clnet__winograd_sum *q) {
+    clnet__conv2d_layout at = {0};
+    at.m = clnet__conv2d_carve(&at.end, CLNET__WINOGRAD_POSITIONS * q->p.m_at * sizeof(float));
+    at.edge = clnet__conv2d_carve(&at.end, 36 * 2 * CLNET__WINOGRAD_LINE * sizeof(float));
+    return at;
+}
+
+static clnet__winograd_scratch clnet__winograd_sum_scratch(const clnet__winograd_sum *q,
+                                                           int worker) {
+    const clnet__conv2d_layout at = clnet__winograd_sum_layout(q);
+    char *base = q->p.scratch + (size_t)worker * at.end;
+    return (clnet__winograd_scratch){.m = (float *)(void *)(base + at.m),
+                                     .edge = (float *)(void *)(base + at.edge)};
+}
+
+// The 16 pixels of dy that a tile has.
+static void clnet__winograd_find_gradient(const clnet__winograd_sum *q, size_t tile,
+                                          const float **from) {
+    const clnet__winograd *p = &q->p;
+    const clnet__winograd_place at = clnet__winograd_place_of(p, tile);
+    for (int i = 0; i < 16; i++) {
+        const int h = at.h + i / 4, w = at.w + i % 4;
+        const size_t pixel = ((size_t)at.n * (size_t)p->OH + (size_t)h) * (size_t)p->OW + (size_t)w;
+        from[i] = h < p->OH && w < p->OW ? q->dy + pixel * p->target_stride : p->zeros;
+    }
+}
+
+// D of one tile, zero beyond the last channel.
+static void clnet__winograd_gradient(const clnet__winograd_sum *q, float *edge, size_t tile,
+                                     size_t slot) {
+    const clnet__winograd *p = &q->p;
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const float *from[16], *rest[16];
+    float *to[36];
+    clnet__winograd_find_gradient(q, tile, from);
+    for (size_t i = 0; i < 36; i++) {
+        to[i] = q->d + i * q->d_at + slot * columns;
+    }
+    const size_t whole = p->K / columns, left = p->K % columns;
+    for (size_t j = 0; j < whole; j++) {
+        p->kernel.gradient(to, j * q->d_panel, from, j * columns, columns);
+    }
+    if (left > 0) {
+        memset(edge, 0, 16 * columns * sizeof(float));
+        for (size_t i = 0; i < 16; i++) {
+            rest[i] = memcpy(edge + i * columns, from[i] + whole * columns, left * sizeof(float));
+        }
+        p->kernel.gradient(to, whole * q->d_panel, rest, 0, columns);
+    }
+}
+
+// A task of V and D: one tile.
+static void clnet__winograd_sum_tile(void *arg, size_t index, int worker) {
+    const clnet__winograd_sum *q = arg;
+    const clnet__winograd_scratch m = clnet__winograd_sum_scratch(q, worker);
+    clnet__winograd_input(&q->p, m.edge, q->p.shared, q->first + index, index);
+    clnet__winograd_gradient(q, m.edge, q->first + index, index);
+}
+
+// M of one block of input channels and one panel, which is column `column` of M.
+static void clnet__winograd_sum_multiply(const clnet__winograd_sum *q,
+                                         const clnet__winograd_scratch *m, size_t block,
+                                         size_t depth, size_t panel, size_t column) {
+    const clnet__winograd *p = &q->p;
+    const size_t rows = (size_t)p->kernel.product.rows;
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const size_t chain = clnet__conv2d_cut(q->tiles, CLNET__WINOGRAD_DEPTH, 1);
+    for (size_t i = 0; i < CLNET__WINOGRAD_POSITIONS; i++) {
+        const float *v = p->shared + block * p->v_block + i * p->v_at;
+        const float *d = q->d + panel * q->d_panel + i * q->d_at;
+        for (size_t c = 0; c < depth; c += rows) {
+            const float *a[CLNET__CONV2D_MAX_ROWS];
+            float *to[CLNET__CONV2D_MAX_ROWS];
+            for (size_t r = 0; r < rows; r++) {
+                a[r] = v + (c + r < depth ? c + r : 0); // rows beyond the last channel: any
+                to[r] = m->m + i * p->m_at + (c + r) * p->block;
+            }
+            for (size_t t = 0; t < q->tiles; t += chain) {
+                p->kernel.product.tile(to, column, a, t * p->row, p->row, d + t * columns, 1,
+                                       (int)clnet__conv2d_min(chain, q->tiles - t), t > 0);
+            }
+        }
+    }
+}
+
+// dw of input channels [c, c + depth) and output channels [k, k + channels), from M.
+static void clnet__winograd_sum_output(const clnet__winograd_sum *q,
+                                       const clnet__winograd_scratch *m, size_t c, size_t depth,
+                                       size_t k, size_t channels) {
+    const clnet__winograd *p = &q->p;
+    const size_t whole = clnet__winograd_whole(channels), rest = channels - whole;
+    const float *from[36];
+    float *to[9], *edge[9];
+    for (size_t i = 0; i < 36; i++) {
+        from[i] = m->m + i * p->m_at;
+    }
+    for (size_t t = 0; t < 9; t++) {
+        to[t] = q->dw + t * p->w_tap + c * p->w_c + k;
+        edge[t] = m->edge + t * CLNET__WINOGRAD_LINE;
+    }
+    for (size_t i = 0; i < depth; i++) {
+        p->kernel.weight_add(to, i * p->w_c, from, i * p->block, whole);
+        for (size_t t = 0; t < 9 && rest > 0; t++) {
+            memcpy(edge[t], to[t] + i * p->w_c + whole, rest * sizeof(float));
+        }
+        if (rest > 0) {
+            p->kernel.weight_add(edge, 0, from, i * p->block + whole, CLNET__WINOGRAD_LINE);
+        }
+        for (size_t t = 0; t < 9 && rest > 0; t++) {
+            memcpy(to[t] + i * p->w_c + whole, edge[t], rest * sizeof(float));
+        }
+    }
+}
+
+// A task of dw: a block of input channels, a block of output channels.
+static void clnet__winograd_sum_task(void *arg, size_t index, int worker) {
+    const clnet__winograd_sum *q = arg;
+    const clnet__winograd *p = &q->p;
+    const clnet__winograd_scratch m = clnet__winograd_sum_scratch(q, worker);
+    const size_t columns = (size_t)p->kernel.product.columns;
+    const size_t block = index % p->c_blocks, k = index / p->c_blocks * p->block;
+    const size_t channels = clnet__conv2d_min(p->block, p->K - k), c = block * p->depth;
+    const size_t depth = clnet__conv2d_min(p->depth, p->C - c);
+    for (size_t j = 0; j < channels; j += columns) {
+        clnet__winograd_sum_multiply(q, &m, block, depth, (k + j) / columns, j);
+    }
+    clnet__winograd_sum_output(q, &m, c, depth, k, channels);
+}
+
+static void clnet__winograd_backward_weight(const clnet__cpu *cpu, float *dw, const float *dy,
+                                            const float *x, const clnet_conv2d_sizes *s,
+                                            void *workspace) {
+    clnet__winograd_sum q = clnet__winograd_sum_of(cpu, s);
+    const size_t d = clnet__round_up(q.p.k_panels * q.d_panel, CLNET__WINOGRAD_LINE);
+    clnet__winograd_start(&q.p, s, workspace);
+    q.p.source = x;
+    q.dy = dy;
+    q.dw = dw;
+    q.d = (float *)(void *)q.p.scratch;
+    q.p.scratch += d * sizeof(float);
+    for (q.first = 0; q.first < q.p.tiles; q.first += q.p.most) {
+        q.tiles = clnet__conv2d_min(q.p.most, q.p.tiles - q.first);
+        clnet__parallel(cpu, q.tiles, clnet__winograd_sum_tile, &q);
+        clnet__parallel(cpu, q.p.c_blocks * clnet__conv2d_parts(q.p.K, q.p.block),
+                        clnet__winograd_sum_task, &q);
+    }
+}
+
 // Bytes behind the shared part, of the passes that are computed this way.
 static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s) {
+    const size_t workers = (size_t)cpu->threads;
     size_t most = 0;
-    for (int backward = 0; backward < 2; backward++) {
-        if (clnet__winograd_wanted(cpu, s, backward)) {
-            const clnet__winograd p =
-                backward ? clnet__winograd_backward_of(cpu, s) : clnet__winograd_forward_of(cpu, s);
-            const size_t shared = clnet__round_up(clnet__winograd_shared(&p) * sizeof(float), 64);
-            const size_t own = (size_t)cpu->threads * clnet__winograd_layout(&p).end;
-            most = shared + own > most ? shared + own : most;
+    for (int pass = CLNET__WINOGRAD_FORWARD; pass <= CLNET__WINOGRAD_BACKWARD_DATA; pass++) {
+        if (clnet__winograd_wanted(cpu, s, (clnet__winograd_pass)pass)) {
+            const clnet__winograd p = pass == CLNET__WINOGRAD_FORWARD
+                                          ? clnet__winograd_forward_of(cpu, s)
+                                          : clnet__winograd_backward_of(cpu, s);
+            const size_t bytes = clnet__round_up(clnet__winograd_shared(&p) * sizeof(float), 64) +
+                                 workers * clnet__winograd_layout(&p).end;
+            most = bytes > most ? bytes : most;
         }
+    }
+    if (clnet__winograd_wanted(cpu, s, CLNET__WINOGRAD_BACKWARD_WEIGHT)) {
+        const clnet__winograd_sum q = clnet__winograd_sum_of(cpu, s);
+        const size_t bytes = clnet__round_up(clnet__winograd_shared(&q.p) * sizeof(float), 64) +
+                             clnet__round_up(q.p.k_panels * q.d_panel * sizeof(float), 64) +
+                             workers * clnet__winograd_sum_layout(&q).end;
+        most = bytes > most ? bytes : most;
     }
     return most;
 }
@@ -3227,6 +3476,8 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__WINOGRAD_INPUT
 #undef CLNET__WINOGRAD_WEIGHT
 #undef CLNET__WINOGRAD_OUTPUT
+#undef CLNET__WINOGRAD_GRADIENT
+#undef CLNET__WINOGRAD_WEIGHT_BACK
 #undef CLNET__WINOGRAD_SET
 #undef CLNET__WINOGRAD_ADD
 #undef CLNET__WINOGRAD_2D
