@@ -75,7 +75,7 @@ typedef struct device_options {
                      "threads (default: all processors)"),                                         \
         OPTION_OF(device_isa_choices, "--isa", &(d)->isa, "vector code (default: auto)"),          \
         OPTION_OF(device_winograd_choices, "--winograd", &(d)->winograd,                           \
-                  "large 3x3 convolutions by Winograd's method, on the CPU (default: on)"),                     \
+                  "large 3x3 convolutions by Winograd's method, on the CPU (default: on)"),        \
         OPTION(FLAG, "--profile", &(d)->profile, "prints at the end where the time went")
 
 extern const char *const device_isa_choices[], *const device_winograd_choices[];
