@@ -68,6 +68,7 @@ def run_clnet(options, mode, batch):
                  "--device", "cpu", "--json", *options.clnet_options.split()])
     row = rows[0] if rows else {"status": "failed"}
     if row["status"] != "ok":
+        print(f"clnet-bench: {mode}, batch {batch}: {row['status']}", file=sys.stderr)
         return None
     # Its own statistics of the repeats stand for them.
     return {"times_ms": [row["min_ms"], row["median_ms"], row["max_ms"]], "peak_rss_bytes": row["peak_rss_bytes"],
