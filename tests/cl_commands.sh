@@ -222,5 +222,18 @@ POCL_MEMORY_LIMIT=1 fails "a batch that is too large" "a batch of 64 needs .* by
     "$clnet" evaluate many --weights straight/last.safetensors --batch 64 --size 1024 \
     --device opencl --out no
 
+# A device with little memory: what is too much for it is refused with both figures and the batch that
+# fits, which `clnet info` tells as well, and which then trains.
+export POCL_MEMORY_LIMIT=1
+largest=$("$clnet" info --model resnet50+unet --width 1/4 --size 128 --purpose train --device opencl |
+    sed -n 's/^largest batch .* \([0-9]*\) for training$/\1/p')
+large="--width 1/4 --size 128 --epochs 1 --device opencl --out large"
+"$clnet" synth --out many --train 200 --validation 1 --size 32 >/dev/null 2>&1
+check "info tells the largest batch" test "${largest:-0}" -gt 1
+"$clnet" train many $large --batch 200 >out.log 2>err.log
+check "a batch that does not fit fails" test $? = 1
+check "with figures and the batch that fits" grep -q "a batch of 200 needs [0-9]* bytes.*: room for a batch of ${largest:-none}$" err.log
+unset POCL_MEMORY_LIMIT
+
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed = 0 ]

@@ -1176,6 +1176,9 @@ static void test_pieces(void) {
         if (result == CLNET_OK) {
             fill(x, 1);
             clnet_graph_forward(g);
+            clnet_real *upstream = values_of(y, false);
+            clnet_tensor_set_grad(y, upstream, CLNET_ORDER_TORCH);
+            free(upstream);
             clnet_graph_backward(g);
             clnet_adam_step(adam, 1e-3);
             found = values_of(clnet_graph_find_weight(g, "d.weight"), false);

@@ -1,4 +1,5 @@
 // clnet info: layers, shapes, parameters, FLOPs and memory plan of a network.
+#include "clnet_cl.h"
 #include "commands.h"
 #include "machine.h"
 #include "network.h"
@@ -9,7 +10,7 @@
 
 typedef struct info {
     network_options network;
-    const char *weights;
+    const char *weights, *device;
     int batch, purpose;
     bool json;
     clnet_context *ctx;
@@ -41,27 +42,10 @@ static clnet_model *plan(const info *c, clnet_purpose purpose, int batch) {
     return clnet_model_create(c->ctx, &d);
 }
 
-// Whether a batch fits. One whose sizes overflow does not.
-static bool fits(const info *c, clnet_purpose purpose, int batch) {
-    clnet_model *m = plan(c, purpose, batch);
-    const bool ok = m && m->plan.total <= c->machine.available;
-    clnet_model_destroy(m);
-    clnet_context_clear(c->ctx);
-    return ok;
-}
-
-// Memory grows with the batch, so bisection finds the largest.
-static int largest_batch(const info *c, clnet_purpose purpose) {
-    int fitting = 0, beyond = 1;
-    while (beyond <= LARGEST_BATCH && fits(c, purpose, beyond)) {
-        fitting = beyond;
-        beyond *= 2;
-    }
-    while (beyond <= LARGEST_BATCH && beyond - fitting > 1) {
-        const int middle = fitting + (beyond - fitting) / 2;
-        *(fits(c, purpose, middle) ? &fitting : &beyond) = middle;
-    }
-    return fitting;
+// Of the device, or of the machine as far as it is not in use.
+static uint64_t available(const info *c) {
+    const clnet_cl_device *d = clnet_cl_context_device(c->ctx);
+    return d ? d->memory : c->machine.available;
 }
 
 static bool demand_of(const info *c, clnet_purpose purpose, demand *d, problem *p) {
@@ -74,8 +58,8 @@ static bool demand_of(const info *c, clnet_purpose purpose, demand *d, problem *
         return problem_context(p, c->ctx);
     }
     d->plan = m->plan;
+    d->largest_batch = clnet_graph_largest_batch(m->graph, (size_t)available(c), LARGEST_BATCH);
     clnet_model_destroy(m);
-    d->largest_batch = largest_batch(c, purpose);
     return true;
 }
 
@@ -168,7 +152,7 @@ static void print_memory(const info *c, const demand demands[PURPOSES]) {
         {"workspace", offsetof(clnet_memory_plan, workspace)},
         {"in all", offsetof(clnet_memory_plan, total)},
     };
-    char available[MACHINE_BYTES];
+    char text[MACHINE_BYTES];
     printf("memory, batch %-10d", c->desc.batch);
     for (int i = 0; i < PURPOSES; i++) {
         if (demands[i].wanted) {
@@ -179,11 +163,11 @@ static void print_memory(const info *c, const demand demands[PURPOSES]) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         print_row(rows[i].title, demands, rows[i].field);
     }
-    if (!c->machine.available) {
+    if (!available(c)) {
         return;
     }
-    printf("largest batch that fits into %s of available memory:",
-           machine_bytes(available, c->machine.available));
+    printf("largest batch that fits into %s of available memory on %s:",
+           machine_bytes(text, available(c)), clnet_context_device(c->ctx));
     for (int i = 0; i < PURPOSES; i++) {
         if (demands[i].wanted) {
             printf(" %s%d for %s", demands[i].largest_batch == LARGEST_BATCH ? "at least " : "",
@@ -230,7 +214,7 @@ static void print_json(const info *c, const clnet_model *m, const demand demands
         "\"memory_available_bytes\": %" PRIu64 ",\n",
         m->desc.name, m->desc.width, m->desc.size[0], m->desc.size[1], m->desc.classes,
         network_fusion_choices[m->desc.fusion], c->desc.batch, t.parameters, t.buffers, t.macs,
-        2 * t.macs, c->machine.available);
+        2 * t.macs, available(c));
     for (int i = 0; i < PURPOSES; i++) {
         const clnet_memory_plan *b = &demands[i].plan;
         if (demands[i].wanted) {
@@ -272,7 +256,7 @@ static bool describe(info *c, const option *options, size_t count, problem *p) {
 }
 
 static bool execute(info *c, const option *options, size_t count, problem *p) {
-    const device_options device = {0};
+    const device_options device = {.device = c->device ? c->device : "cpu"};
     demand demands[PURPOSES];
     c->ctx = device_open(&device, p);
     c->machine = machine_describe();
@@ -296,6 +280,7 @@ bool command_info(int argc, char **argv, bool usage, problem *p) {
         OPTION(TEXT, "--weights", &c.weights, "the network of this file instead"),
         OPTION_RANGE(INT, "--batch", &c.batch, 1, LARGEST_BATCH, "images at a time (default: 1)"),
         OPTION_OF(purpose_choices, "--purpose", &c.purpose, "memory for what (default: both)"),
+        OPTION(TEXT, "--device", &c.device, "memory of which device: cpu (default), opencl, .."),
         OPTION(FLAG, "--json", &c.json, "as one JSON object"),
     };
     const size_t count = sizeof options / sizeof *options;
