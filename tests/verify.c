@@ -217,7 +217,7 @@ static clnet_context *open_context(const char *device, clnet_isa isa, bool refer
 static void verify_quickly(const char *device, const char *only, uint64_t seed) {
     verify_path path = {
         .name = strcmp(device, "cpu") ? "device" : "cpu",
-        .ctx = open_context(device, CLNET_ISA_AUTO, false, 1),
+        .ctx = open_context(device, CLNET_ISA_AUTO, false, false, 1),
         .quick = true,
     };
     table.allowance = strcmp(device, "cpu") ? 2 : 1;
