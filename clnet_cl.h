@@ -512,8 +512,23 @@ typedef struct clnet__cl_tuning {
 
 static const clnet__cl_tuning clnet__cl_tunings[] = {
     // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  blast
+
+    // Wavefronts of 64: a group of the matrix product is one, and sums read 64 channels side by side.
+    {CLNET_CL_GPU, "Advanced Micro Devices", 8, 8, 8, 2, 4, 16, 64, 4, 256, 16, true},
+    {CLNET_CL_GPU, "AMD", 8, 8, 8, 2, 4, 16, 64, 4, 256, 16, true},
+    // 4 KB of registers for 8 or 16 work-items that run together: 64 sums each would fill them, so
+    // tiles have half the rows. Few units of few lanes need fewer groups.
+    {CLNET_CL_GPU, "Intel", 8, 8, 4, 2, 4, 16, 16, 8, 128, 8, true},
+    // All other GPUs, chosen for a GTX 1080 Ti: 28 units, warps of 32, 255 registers of a work-item,
+    // 48 KB local memory of a group and 96 of a unit. A group of the matrix product is two warps with
+    // 64 sums in each work-item and 9.7 KB of local memory, so that nine groups share a unit; sums
+    // read 32 channels side by side. Newer cards of the maker have more units of the same kind, which
+    // the number of groups follows. Nothing is computed in half precision, which is slow on that card.
     {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, true},
+    // CPUs run a group as loops of one thread: vectors as wide as AVX's, small groups, and no CLBlast,
+    // whose kernels are made for GPUs.
     {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, false},
+    // Accelerators of an unknown kind: groups that any device allows.
     {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, false},
 };
 
@@ -1081,8 +1096,8 @@ static clnet_result clnet__cl_launch(clnet_context *ctx, clnet__cl_kernel kernel
 // A device that also drives a display may be reset when one launch takes seconds, and the display
 // stands still meanwhile: none should take longer than 250 ms. Cuts aim at far less, since work
 // differs from the convolution by which the speed was measured, and others may use the device too: on
-// PoCL, two cores with six times the work that they can do, launches aimed at 50 ms took up to 295.
-static const double clnet__cl_launch_seconds = 0.02;
+// PoCL, two cores with ten times the work that they can do, launches aimed at 20 ms took up to 263.
+static const double clnet__cl_launch_seconds = 0.01;
 
 // How many groups along an axis one launch may have, when one of them is `work` multiply-adds.
 static size_t clnet__cl_share(const clnet__cl *cl, double work, size_t groups) {
