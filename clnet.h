@@ -6591,47 +6591,49 @@ static clnet_result clnet__check_room(clnet_graph *g) {
                        g->largest_batch, g->plan.total, ctx->backend.device, room, fitting);
 }
 
-static void clnet__initial_values(const clnet_graph *g, int index, clnet_real *values) {
-    const clnet_tensor *t = g->weights[index];
-    const uint64_t stream = (uint64_t)index;
-    for (size_t i = 0; i < clnet_tensor_count(t); i++) {
-        double v = 1;
-        if (t->initial == CLNET_INITIAL_NORMAL) {
-            v = clnet_random_normal(g->seed, stream, i);
-        } else if (t->initial == CLNET_INITIAL_UNIFORM) {
-            v = 2 * clnet_random_uniform(g->seed, stream, i) - 1;
-        }
-        values[i] = (clnet_real)(t->initial_scale * v);
-    }
-}
+// Initial weights are drawn and uploaded a block at a time, whose chunks the threads share: a copy of
+// all weights would be the peak of a network that only predicts.
+enum { CLNET__INITIAL_BLOCK = 1 << 20, CLNET__INITIAL_CHUNK = 1 << 14 }; // numbers
 
 typedef struct clnet__initial_job {
-    clnet_graph *g;
-    clnet_real **values; // of each weight
+    const clnet_graph *g;
+    int index;           // of the weight
+    size_t first, count; // the block
+    clnet_real *values;
 } clnet__initial_job;
 
-static void clnet__initial_task(void *arg, size_t index, int worker) {
+static void clnet__initial_task(void *arg, size_t chunk, int worker) {
     const clnet__initial_job *job = arg;
+    const clnet_tensor *t = job->g->weights[job->index];
+    const uint64_t seed = job->g->seed, stream = (uint64_t)job->index;
+    const size_t begin = chunk * CLNET__INITIAL_CHUNK, left = job->count - begin;
+    const size_t end = begin + (left < CLNET__INITIAL_CHUNK ? left : CLNET__INITIAL_CHUNK);
     (void)worker;
-    clnet__initial_values(job->g, (int)index, job->values[index]);
+    for (size_t i = begin; i < end; i++) {
+        double v = 1;
+        if (t->initial == CLNET_INITIAL_NORMAL) {
+            v = clnet_random_normal(seed, stream, job->first + i);
+        } else if (t->initial == CLNET_INITIAL_UNIFORM) {
+            v = 2 * clnet_random_uniform(seed, stream, job->first + i) - 1;
+        }
+        job->values[i] = (clnet_real)(t->initial_scale * v);
+    }
 }
 
-// Draws the weights of all layers, several at a time.
 static clnet_result clnet__initialise(clnet_graph *g) {
     clnet_context *ctx = g->ctx;
-    const size_t count = (size_t)g->weight_count;
-    clnet_real **values = clnet__alloc(ctx, count * sizeof *values);
-    for (size_t i = 0; values && i < count; i++) {
-        values[i] = clnet__alloc(ctx, clnet_tensor_count(g->weights[i]) * sizeof **values);
-    }
-    if (ctx->result == CLNET_OK) {
-        clnet__parallel(&ctx->cpu, count, clnet__initial_task, &(clnet__initial_job){g, values});
-    }
-    for (size_t i = 0; values && i < count; i++) {
-        if (ctx->result == CLNET_OK) {
-            clnet_tensor_set(g->weights[i], values[i], CLNET_ORDER_MEMORY);
+    const size_t room = CLNET__INITIAL_BLOCK, bytes = sizeof(clnet_real);
+    clnet_real *values = clnet__alloc(ctx, room * bytes);
+    for (int w = 0; values && w < g->weight_count; w++) {
+        const clnet_tensor *t = g->weights[w];
+        const size_t all = clnet_tensor_count(t);
+        for (size_t first = 0; first < all && ctx->result == CLNET_OK; first += room) {
+            const size_t count = all - first < room ? all - first : room;
+            clnet__initial_job job = {g, w, first, count, values};
+            clnet__parallel(&ctx->cpu, (count + CLNET__INITIAL_CHUNK - 1) / CLNET__INITIAL_CHUNK,
+                            clnet__initial_task, &job);
+            ctx->backend.upload(ctx, t->memory, t->offset + first * bytes, values, count * bytes);
         }
-        clnet__free(ctx, values[i]);
     }
     clnet__free(ctx, values);
     return ctx->result;
