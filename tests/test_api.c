@@ -921,6 +921,9 @@ static void test_refused_models(void) {
         {.size = {16, 224}},
         {.size = {-32, 32}},
         {.name = "unet", .size = {15, 64}},
+        {.name = "inception_v3", .size = {74, 224}},
+        {.name = "inception_v3+unet", .size = {80, 74}},
+        {.name = "inception_v3+arlnet50"},
         {.batch = -1},
         {.width = 1e6},
         {.size = {2000000000, 2000000000}},
@@ -932,6 +935,38 @@ static void test_refused_models(void) {
         CHECK(!clnet_model_create(ctx, &desc) && clnet_error(ctx)[0], "desc %zu was accepted", i);
         clnet_context_destroy(ctx);
     }
+}
+
+// Every name that there is, at its smallest size, which no other than Inception's is; and where dropout
+// stands: in front of Inception's own head while training, and nowhere else.
+static void test_all_models(void) {
+    static const char *const cls[] = {"", "resnet50", "arlnet50", "inception_v3"}, *const seg[] = {
+                                                                                       "", "unet",
+                                                                                       "resunet"};
+    clnet_context *ctx = clnet_context_create(NULL);
+    for (int i = 1; i < 12; i++) {
+        char name[32];
+        const char *a = cls[i % 4], *b = seg[i / 4];
+        const int smallest = i % 4 == 3 ? 75 : 32;
+        snprintf(name, sizeof name, "%s%s%s", a, *a && *b ? "+" : "", b);
+        for (int k = 0; k < 3; k++) {
+            const clnet_model_desc desc = {.name = name,
+                                           .size = {smallest, smallest + 8},
+                                           .purpose = k ? CLNET_TRAIN : CLNET_INFER,
+                                           .no_dropout = k == 2,
+                                           .plan_only = true};
+            clnet_model *m = clnet_model_create(ctx, &desc);
+            CHECK(m, "%s: %s", name, clnet_error(ctx));
+            int dropouts = 0;
+            for (int node = 0; m && node < clnet_graph_nodes(m->graph); node++) {
+                dropouts += !strcmp(clnet_graph_node_op(m->graph, node), "dropout");
+            }
+            CHECK(dropouts == (!strcmp(name, "inception_v3") && k == 1), "%s, %d: %d dropouts",
+                  name, k, dropouts);
+            clnet_model_destroy(m);
+        }
+    }
+    clnet_context_destroy(ctx);
 }
 
 // Files.
@@ -1229,6 +1264,7 @@ int main(void) {
     test_refused_contexts();
     test_refused_builds();
     test_refused_models();
+    test_all_models();
     test_sharing_changes_nothing();
     test_concatenation_in_place();
     test_part_read_last();

@@ -1,7 +1,9 @@
 """Runs `clnet run` on random weights and inputs and compares everything it gives with PyTorch, as a table. By hand:
 
     python3 compare_run.py resnet50+unet [--width 1/8] [--size 64x80] [--batch 3] [--classes 3] [--fusion per-task]
-                           [--seed 0] [--clnet build/clnet] [-- further options of clnet run, such as --winograd off]
+                           [--forward] [--seed 0] [--clnet build/clnet] [-- further options of clnet run, such as --winograd off]
+
+With --forward the logits of evaluation mode alone: for whole networks, as in --width 1 --size 224x224 --batch 1.
 
 needs torch, numpy and safetensors from PyPI. Weights and inputs are drawn as in make_networks.py, unrounded. Each row
 shows the error of clnet and, beside it, that of PyTorch's own float32, both against PyTorch's float64. The limit is the
@@ -38,6 +40,7 @@ def parse(arguments):
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--fusion", default="shared")
+    parser.add_argument("--forward", action="store_true", help="evaluation mode alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clnet", default="build/clnet")
     split = arguments.index("--") if "--" in arguments else len(arguments)
@@ -76,6 +79,8 @@ def values_of_clnet(options, net, inputs):
         truth = ({"label": label} if net.fc else {}) | ({"mask": mask} if net.dec else {})
         save_tensors(os.path.join(folder, "x.safetensors"), {"image": image} | truth, {})
         values = clnet_run(options, folder)
+        if options.forward:
+            return values
         trained = clnet_run(options, folder, "--train")
         values |= {k if "." in k else f"train.{k}": v for k, v in trained.items()}
         for variant in VARIANTS if net.fc else ():
@@ -85,7 +90,7 @@ def values_of_clnet(options, net, inputs):
     return values
 
 
-def values_of_pytorch(net, inputs, dtype):
+def values_of_pytorch(options, net, inputs, dtype):
     """The same tensors by the same names."""
     net = copy.deepcopy(net).to(dtype)
     image, label, mask = inputs[0].to(dtype), inputs[1], inputs[2].to(dtype)
@@ -96,7 +101,10 @@ def values_of_pytorch(net, inputs, dtype):
             if value is not None:
                 values[prefix + name] = value.detach()
 
-    put("", *net.eval()(image))
+    with torch.no_grad():
+        put("", *net.eval()(image))
+    if options.forward:
+        return values
     if net.fc:
         for (variant, layer), cam in class_activation_maps(net, image, label).items():
             values[f"cam.{variant}.{layer}"] = cam
@@ -149,12 +157,15 @@ def print_table(clnet, narrow, wide):
 def main(arguments):
     options = parse(arguments)
     net, inputs = draw(options)
-    wide = values_of_pytorch(net, inputs, torch.float64)
-    narrow = values_of_pytorch(net, inputs, torch.float32)
-    twin = copy.deepcopy(net)
-    margin = kink_margin(twin, lambda: training_pass(twin, inputs[0].double(), inputs[1], inputs[2].double()))
+    wide = values_of_pytorch(options, net, inputs, torch.float64)
+    narrow = values_of_pytorch(options, net, inputs, torch.float32)
     shape = "x".join(str(n) for n in inputs[0].shape)
-    print(f"{options.model} width {options.width} input {shape} seed {options.seed} margin {margin:.1e}")
+    margin = ""
+    if not options.forward:
+        twin = copy.deepcopy(net)
+        distance = kink_margin(twin, lambda: training_pass(twin, inputs[0].double(), inputs[1], inputs[2].double()))
+        margin = f" margin {distance:.1e}"
+    print(f"{options.model} width {options.width} input {shape} seed {options.seed}{margin}", flush=True)
     return print_table(values_of_clnet(options, net, inputs), narrow, wide) > 0
 
 
