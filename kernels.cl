@@ -1596,10 +1596,12 @@ kernel void peak_multiply_add(PLACE(y), const float factor, const float summand,
         c = MULTIPLY_ADD(c, f, s);
         d = MULTIPLY_ADD(d, f, s);
     }
-    const float16 all = a + b + c + d;
-    const float8 halves = all.lo + all.hi;
-    const float4 quarters = halves.lo + halves.hi;
-    y[get_global_id(0)] = quarters.x + quarters.y + quarters.z + quarters.w;
+    float numbers[16], sum = 0.0f; // Oclgrind takes halves of vectors (.lo, .hi) for uninitialised
+    vstore16(a + b + c + d, 0, numbers);
+    for (int i = 0; i < 16; i++) {
+        sum += numbers[i];
+    }
+    y[get_global_id(0)] = sum;
 }
 
 // y = x. Grid: vectors of four numbers.
