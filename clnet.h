@@ -2544,11 +2544,11 @@ static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_co
 // in L2. Weights are transformed on every call: keeping U takes four times the memory of w, and
 // reading it as long as making it.
 //
-// Measured beside the direct path in turns, two busy cores of a Zen 3, AVX2, medians, batch 1 forward:
-// 2.6 times as fast for 64 -> 64 at 224 x 224, 3.1 for 128 -> 128 at 112, 2.6 for 256 -> 256 at 56,
-// 3.1 for 512 -> 512 at 28, 1.7 for 1024 -> 1024 at 14, where transforming the weights takes half of
-// the time; at 7 x 7 direct is as fast. Backward weight, batch 2: 2.3, 2.3, 3.0, 2.9, 1.6. The
-// product runs at 85 % of what its tile reaches alone, whatever the sizes of the blocks.
+// Measured beside the direct path in turns, two busy cores of a Zen 3, AVX2, medians, forward of an
+// image: 2.6 times as fast for 64 -> 64 at 224 x 224, 3.1 for 128 -> 128 at 112, 2.6 for 256 -> 256
+// at 56, 3.1 for 512 -> 512 at 28, 1.7 for 1024 -> 1024 at 14, where transforming the weights takes
+// half of the time. Backward weight, batch 2: 2.3, 2.3, 3.0, 2.9, 1.6. The product runs at 85 % of
+// what its tile reaches alone, whatever the sizes of the blocks.
 //
 // Order of sums: it depends on channels alone, so that results are the same bits for any number of
 // threads and any batch. A value that is not finite makes all outputs of the tiles that read it
