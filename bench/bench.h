@@ -39,7 +39,7 @@ typedef enum bench_status { BENCH_OK, BENCH_NA, BENCH_FAILED } bench_status;
 // One case on one device, or one pass of an operation. A number that is not known is NaN, or 0
 // where it is an int; both are printed as n/a, in JSON as null.
 typedef struct bench_row {
-    char name[128]; // "case" in JSON
+    char name[256]; // "case" in JSON
     char pass[20];  // forward, backward_data, backward_weight; of operations only
     char device[160], isa[16];
     int threads, batch, size[2], repeats;

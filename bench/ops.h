@@ -6,7 +6,7 @@
 
 // One operation with its shapes.
 typedef struct bench_op {
-    char name[96];
+    char name[192];
     clnet_op op;
     int inputs, in[CLNET_MAX_INPUTS][4]; // shapes (N,C,H,W) of its inputs, without weights
     int out[4];
