@@ -619,7 +619,9 @@ static bool run_rows(paper *x, problem *p) {
         fprintf(stderr, "stopped and saved; to go on: clnet paper --out %s\n", x->out);
         return true;
     }
-    return finish(x, p);
+    const bool ok = finish(x, p);
+    command_signal = 0; // one that came meanwhile found nothing left to stop
+    return ok;
 }
 
 // ---- the command --------------------------------------------------------------------------------
