@@ -7868,7 +7868,7 @@ clnet_result clnet_roc_curve(clnet_context *ctx, const double *scores, const uns
 
 // >>files
 
-// One helper each for products and sums of sizes in a file; false: it does not fit 64 bits.
+// Products and sums of sizes in a file, one function each; false: it does not fit 64 bits.
 static bool clnet__mul64(uint64_t a, uint64_t b, uint64_t *out) {
     if (b != 0 && a > UINT64_MAX / b) {
         return false;
@@ -8287,7 +8287,7 @@ struct clnet_tensor_file {
     bool has_metadata;
 };
 
-// >>files: pth
+// Files of torch.save, see below.
 static bool clnet__is_zip(const unsigned char start[8]);
 static bool clnet__is_pickle(const unsigned char start[8]);
 static bool clnet__is_tar(clnet_tensor_file *f);
