@@ -239,15 +239,15 @@ static double check_other(bench_op_run *r) {
 }
 
 // Limits: a sum of terms may be off by 8 roundings of the sum of their absolute values, by
-// Winograd's transforms 16 times as much; what is no such sum by 64 roundings of the largest
+// Winograd's transforms, which the CPU alone has, 16 times as much; what is no such sum by 64 roundings of the largest
 // number, as the gradient of batch norm. A device, which may round each part of an expression,
 // twice as much.
 void bench_op_check(bench_op_run *r, double *error, double *limit) {
     const bench_op *o = r->op;
     const bool sums = o->op == CLNET_OP_CONV2D || o->op == CLNET_OP_LINEAR;
-    const bool winograd = o->op == CLNET_OP_CONV2D && o->conv2d.kernel_size[0] == 3 &&
-                          o->conv2d.kernel_size[1] == 3 && or_one(o->conv2d.stride[0]) == 1;
     const bool cpu = !strcmp(clnet_context_device(clnet_graph_context(r->graph)), "cpu");
+    const bool winograd = cpu && o->op == CLNET_OP_CONV2D && o->conv2d.kernel_size[0] == 3 &&
+                          o->conv2d.kernel_size[1] == 3 && or_one(o->conv2d.stride[0]) == 1;
     *limit = (sums ? winograd ? 128 : 8 : 64) * (cpu ? 1 : 2);
     *error = bench_op_prepare(r) && bench_op_pass(r) ? sums ? check_conv(r) : check_other(r) : NAN;
 }
