@@ -2,6 +2,7 @@
 # The program on an OpenCL device: every command that computes, the same bits from run to run, and
 # trainings that move between the device and the CPU. Usage: tests/cl_commands.sh build/clnet
 set -u
+. "$(dirname "$0")/checks.sh"
 clnet=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 here=$(cd "$(dirname "$0")" && pwd)
 data=$here/data
@@ -9,37 +10,6 @@ verify=$clnet-verify
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
-passed=0 failed=0
-
-check() {
-    text=$1
-    shift
-    if "$@" >check.log 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text"
-        tail -n 3 check.log
-    fi
-}
-
-# refused TEXT WORDS COMMAND...: exit status 2, one line on standard error, which has WORDS.
-refused() { ends 2 "$@"; }
-# fails TEXT WORDS COMMAND...: the same with exit status 1.
-fails() { ends 1 "$@"; }
-ends() {
-    wanted=$1 text=$2 words=$3
-    shift 3
-    "$@" >out.log 2>err.log
-    status=$?
-    if [ $status = "$wanted" ] && [ "$(wc -l <err.log)" = 1 ] && grep -q -e "$words" err.log; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text: exit status $status, expected $wanted and \"$words\" in one line"
-        head -n 3 err.log
-    fi
-}
 
 # breaks TEXT WORDS COMMAND...: exit status 1, and the last line on standard error has WORDS.
 breaks() {
@@ -235,5 +205,4 @@ check "a batch that does not fit fails" test $? = 1
 check "with figures and the batch that fits" grep -q "a batch of 200 needs [0-9]* bytes.*: room for a batch of ${largest:-none}$" err.log
 unset POCL_MEMORY_LIMIT
 
-echo "$passed passed, $failed failed, 0 skipped"
-[ $failed = 0 ]
+finish

@@ -6,39 +6,12 @@
 
 bench=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 device=${2:-cpu}
+. "$(dirname "$0")/checks.sh"
+program=$bench
 folder=$(mktemp -d) || exit 1
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 cd "$folder" || exit 1
-passed=0 failed=0 skipped=0
-
-pass() { passed=$((passed + 1)); }
-
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    head -n 3 err 2>/dev/null | sed 's/^/    /'
-}
-
-# works TITLE COMMAND..: exit status 0.
-works() {
-    title=$1
-    shift
-    "$bench" "$@" >out 2>err && pass || fail "$title: clnet-bench $*"
-}
-
-# refuses STATUS WORD COMMAND..: this exit status, nothing but one line on standard error, the word in it.
-refuses() {
-    wanted=$1 word=$2
-    shift 2
-    "$bench" "$@" >out 2>err
-    status=$?
-    if [ $status -eq "$wanted" ] && [ "$(wc -l <err)" -eq 1 ] && grep -qF -e "$word" err; then
-        pass
-    else
-        fail "clnet-bench $*: status $status, expected $wanted and one line with: $word"
-    fi
-}
 
 # lines COUNT PATTERN FILE: the file has this many lines, all of the pattern.
 lines() {
@@ -170,5 +143,4 @@ else
     skipped=$((skipped + 2))
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

@@ -10,39 +10,12 @@ case $1 in
     /*) clnet=$1 ;;
     *) clnet=$(pwd)/$1 ;;
 esac
+. "$(dirname "$0")/checks.sh"
+program=$clnet
 folder=$(mktemp -d) || exit 1
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM
 cd "$folder" || exit 1
-passed=0 failed=0 skipped=0
-
-pass() { passed=$((passed + 1)); }
-
-fail() {
-    failed=$((failed + 1))
-    echo "FAIL $1"
-    sed 's/^/    /' err 2>/dev/null | head -n 5
-}
-
-# works TITLE COMMAND..: exit status 0.
-works() {
-    title=$1
-    shift
-    "$clnet" "$@" >out 2>err && pass || fail "$title: clnet $*"
-}
-
-# refuses STATUS WORD COMMAND..: this exit status, nothing but one line on standard error, the word in it.
-refuses() {
-    wanted=$1 word=$2
-    shift 2
-    "$clnet" "$@" >out 2>err
-    status=$?
-    if [ $status -eq "$wanted" ] && [ "$(wc -l <err)" -eq 1 ] && grep -qF -e "$word" err; then
-        pass
-    else
-        fail "clnet $*: status $status, expected $wanted and one line with: $word"
-    fi
-}
 
 # has FILE..: each is there and not empty.
 has() {
@@ -322,5 +295,4 @@ prepare
 for room in synth info devices evaluate score predict explain convert signal full; do
     test_$room
 done
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+finish

@@ -2,39 +2,11 @@
 # `clnet paper` as a user meets it: its files, a second call, an interruption, more seeds, rows that
 # fail, wrong input. Usage: tests/cli_paper.sh build/clnet
 set -u
+. "$(dirname "$0")/checks.sh"
 clnet=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
-passed=0 failed=0 skipped=0
-
-# check TEXT COMMAND...: the command has to succeed.
-check() {
-    text=$1
-    shift
-    if "$@" >check.log 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text"
-        tail -3 check.log
-    fi
-}
-
-# refused TEXT WORDS COMMAND...: exit status 2, one line on standard error, which has WORDS.
-refused() {
-    text=$1 words=$2
-    shift 2
-    "$@" >out.log 2>err.log
-    status=$?
-    if [ $status = 2 ] && [ "$(wc -l <err.log)" = 1 ] && grep -qF -e "$words" err.log; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text: exit status $status, expected 2 and \"$words\" in one line"
-        head -3 err.log
-    fi
-}
 
 "$clnet" synth --out data --train 6 --validation 6 --size 48x40 --seed 3 >/dev/null 2>&1 || {
     echo "FAIL synth"
@@ -169,5 +141,4 @@ rm spoilt/paper.txt
 "$clnet" paper data $recipe --epochs 2 --models unet --out spoilt >out 2>err
 check "rows of another recipe" grep -q "unet, seed 1: --epochs 2: the training in spoilt/unet has 1" err
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish

@@ -2,40 +2,12 @@
 # Training as a user meets it: reproducible over threads, resumable after any kind of end, and careful
 # with what is already there. Usage: tests/cli_train.sh build/clnet
 set -u
+. "$(dirname "$0")/checks.sh"
 clnet=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 data=$(cd "$(dirname "$0")/data" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
-passed=0 failed=0 skipped=0
-
-# check TEXT COMMAND...: the command has to succeed.
-check() {
-    text=$1
-    shift
-    if "$@" >check.log 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text"
-        tail -3 check.log
-    fi
-}
-
-# refused TEXT WORDS COMMAND...: exit status 2, one line on standard error, which has WORDS.
-refused() {
-    text=$1 words=$2
-    shift 2
-    "$@" >out.log 2>err.log
-    status=$?
-    if [ $status = 2 ] && [ "$(wc -l <err.log)" = 1 ] && grep -q -e "$words" err.log; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $text: exit status $status, expected 2 and \"$words\" in one line"
-        head -3 err.log
-    fi
-}
 
 "$clnet" synth --out data --train 10 --validation 4 --size 64 --seed 3 >/dev/null 2>&1 || {
     echo "FAIL synth"
@@ -151,5 +123,4 @@ refused "run: an unknown activation" "no such activation" \
 check "run: --dump, --cam" "$clnet" run --model resnet50+unet --width 1/32 --weights "$weights" \
     --input "$expected" --output y --dump cls.layer1,fuse.0,dec.head --cam gradcam++ --layer fm3 --reference
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+finish
