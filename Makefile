@@ -153,7 +153,7 @@ deps-cl:
 test-cl: deps-cl all $(B)/test_networks $(B)/test_cl
 	@tests/run.sh "$(B)/clnet-verify --device opencl" "$(B)/test_networks tests/data opencl" \
 	    "$(B)/test_cl" tests/cl_source.sh "tests/cl_failures.sh $(B)/test_cl 11" \
-	    "tests/cl_limits.sh $(B)/test_cl" "tests/cl_oclgrind.sh $(B)/test_cl" \
+	    "tests/cl_limits.sh $(B)/test_cl $(B)/clnet-verify" "tests/cl_oclgrind.sh $(B)/test_cl" \
 	    "tests/cl_commands.sh $(B)/clnet" \
 	    "tests/cli_bench.sh $(B)/clnet-bench opencl"
 

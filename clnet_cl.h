@@ -508,28 +508,29 @@ typedef struct clnet__cl_tuning {
     int elements;               // work-items of a group that computes element by element
     int groups;                 // groups per compute unit that keep it busy
     bool blast;                 // CLBlast is the better matrix product
+    bool direct;                // convolutions by the kernels without local memory
 } clnet__cl_tuning;
 
 static const clnet__cl_tuning clnet__cl_tunings[] = {
-    // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  blast
+    // kind, vendor,  M  N  rows vec width depth  channels pixels  elements groups  blast direct
 
     // Wavefronts of 64: a group of the matrix product is one, and sums read 64 channels side by side.
-    {CLNET_CL_GPU, "Advanced Micro Devices", 8, 8, 8, 2, 4, 16, 64, 4, 256, 16, true},
-    {CLNET_CL_GPU, "AMD", 8, 8, 8, 2, 4, 16, 64, 4, 256, 16, true},
+    {CLNET_CL_GPU, "Advanced Micro Devices", 8, 8, 8, 2, 4, 16, 64, 4, 256, 16, true, false},
+    {CLNET_CL_GPU, "AMD", 8, 8, 8, 2, 4, 16, 64, 4, 256, 16, true, false},
     // 4 KB of registers for 8 or 16 work-items that run together: 64 sums each would fill them, so
     // tiles have half the rows. Few units of few lanes need fewer groups.
-    {CLNET_CL_GPU, "Intel", 8, 8, 4, 2, 4, 16, 16, 8, 128, 8, true},
+    {CLNET_CL_GPU, "Intel", 8, 8, 4, 2, 4, 16, 16, 8, 128, 8, true, false},
     // All other GPUs, chosen for a GTX 1080 Ti: 28 units, warps of 32, 255 registers of a work-item,
     // 48 KB local memory of a group and 96 of a unit. A group of the matrix product is two warps with
     // 64 sums in each work-item and 9.7 KB of local memory, so that nine groups share a unit; sums
     // read 32 channels side by side. Newer cards of the maker have more units of the same kind, which
     // the number of groups follows. Nothing is computed in half precision, which is slow on that card.
-    {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, true},
-    // CPUs run a group as loops of one thread: vectors as wide as AVX's, small groups, and no CLBlast,
-    // whose kernels are made for GPUs.
-    {CLNET_CL_CPU, NULL, 4, 4, 8, 2, 8, 16, 16, 4, 256, 4, false},
+    {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, true, false},
+    // CPUs run a group as loops of one thread, and local memory is as far away as all other: what a
+    // work-item sums stays in 12 of AVX2's 16 registers. CLBlast's kernels are made for GPUs.
+    {CLNET_CL_CPU, NULL, 4, 4, 6, 2, 8, 16, 16, 4, 256, 4, false, true},
     // Accelerators of an unknown kind: groups that any device allows.
-    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, false},
+    {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, false, false},
 };
 
 // Local memory of a matrix product: two tiles, and what it knows of rows and terms.
@@ -583,6 +584,7 @@ static clnet__cl_tuning clnet__cl_tune(const clnet_cl_device *d, int largest_gro
 #define CLNET__CL_KERNELS(X)                                                                       \
     X(channel_sums) X(channel_dots) X(add_channel_sums) X(sum_of_squares)                          \
     X(conv2d_forward) X(conv2d_backward_data) X(conv2d_backward_weight) X(add_slices)              \
+    X(direct_forward) X(direct_backward_data) X(direct_backward_weight)                            \
     X(columns_of_input) X(columns_of_gradient) X(transpose_taps) X(broadcast_bias)                 \
     X(batch_norm_mean) X(batch_norm_squares) X(batch_norm_statistics) X(batch_norm_apply)          \
     X(batch_norm_backward_sums) X(batch_norm_backward_weights) X(batch_norm_backward_data)         \
@@ -1143,9 +1145,10 @@ static clnet_result clnet__cl_run(clnet_context *ctx, clnet__cl_kernel kernel, c
                                           : clnet__cl_launch(ctx, kernel, &grid, none);
 }
 
-// CLNET__CL_RUN(ctx, kernel's name, grid, arguments..)
-#define CLNET__CL_RUN(ctx, name, grid, ...)                                                        \
-    clnet__cl_run(ctx, CLNET__CL_##name, grid, (const clnet__cl_arg[]){__VA_ARGS__},               \
+// CLNET__CL_RUN(ctx, kernel's name, grid, arguments..); the other takes the kernel's number.
+#define CLNET__CL_RUN(ctx, name, ...) CLNET__CL_RUN_KERNEL(ctx, CLNET__CL_##name, __VA_ARGS__)
+#define CLNET__CL_RUN_KERNEL(ctx, kernel, grid, ...)                                               \
+    clnet__cl_run(ctx, kernel, grid, (const clnet__cl_arg[]){__VA_ARGS__},                         \
                   sizeof((const clnet__cl_arg[]){__VA_ARGS__}) / sizeof(clnet__cl_arg))
 
 static size_t clnet__cl_power_of_two(size_t at_least) {
@@ -1193,6 +1196,18 @@ static clnet__cl_grid clnet__cl_tiles(const clnet__cl *cl, size_t rows, size_t c
     const size_t across = (columns + n - 1) / n, down = (rows + m - 1) / m;
     const double work = (double)(across * n) * (double)(down * m) * (double)(depth * terms);
     return (clnet__cl_grid){{across * x, down * y, depth}, {x, y, 1}, work};
+}
+
+// The same for the kernels of >>direct.
+static clnet__cl_grid clnet__cl_direct(const clnet__cl *cl, size_t rows, size_t columns,
+                                       size_t depth, size_t terms) {
+    enum { TOGETHER = 8 }; // tiles of a group, which read the same columns
+    const clnet__cl_tuning *t = &cl->tuning;
+    const size_t m = (size_t)t->rows, n = (size_t)(t->vectors * t->width);
+    const size_t across = (columns + n - 1) / n, down = (rows + m - 1) / m;
+    const double work = (double)(across * n) * (double)(down * m) * (double)(depth * terms);
+    const size_t y = TOGETHER < t->elements ? TOGETHER : (size_t)t->elements;
+    return (clnet__cl_grid){{across, clnet__round_up(down, y), depth}, {1, y, 1}, work};
 }
 
 // Images, channels, pixels of a tensor, as arguments.
@@ -1257,6 +1272,12 @@ static clnet__cl_conv_sizes clnet__cl_conv_of(const clnet_node *node) {
                                   (int32_t)s.y_stride};
 }
 
+// The rows of a weight gradient by >>direct: the channels under each tap are whole tiles.
+static size_t clnet__cl_direct_rows(const clnet__cl *cl, const clnet__cl_conv_sizes *s) {
+    return clnet__volume(s->KH, s->KW, 1) *
+           clnet__round_up((size_t)(s->C / s->groups), (size_t)cl->tuning.rows);
+}
+
 // How the sums over pixels of weight gradients are cut: `slices` of `length` pixels each, whose
 // partial results need `slices` times the weights; each slice rounds once per `block` pixels.
 enum { CLNET__CL_WEIGHT_BLOCK = 1024, CLNET__CL_PARTIAL_BYTES = 64 << 20 };
@@ -1267,8 +1288,11 @@ typedef struct clnet__cl_cut {
 static clnet__cl_cut clnet__cl_weight_cut(const clnet__cl *cl, const clnet__cl_conv_sizes *s) {
     const size_t pixels = clnet__volume(s->N, s->OH, s->OW);
     const size_t rows = clnet__volume(s->KH, s->KW, s->C / s->groups);
+    const size_t columns = (size_t)(s->OC / s->groups), depth = (size_t)s->groups;
     const clnet__cl_grid tiles =
-        clnet__cl_tiles(cl, rows, (size_t)(s->OC / s->groups), (size_t)s->groups, 0);
+        cl->tuning.direct
+            ? clnet__cl_direct(cl, clnet__cl_direct_rows(cl, s), columns, depth, 0)
+            : clnet__cl_tiles(cl, rows, columns, depth, 0);
     const size_t groups = tiles.global[0] / tiles.local[0] * (tiles.global[1] / tiles.local[1]) *
                           tiles.global[2];
     clnet__cl_cut cut = {.weights = rows * (size_t)s->OC};
@@ -1575,46 +1599,76 @@ static double clnet__cl_macs(const clnet__cl_conv_sizes *s) {
     return (double)s->N * s->OH * s->OW * s->OC * ((double)s->KH * s->KW * s->C / s->groups);
 }
 
+static clnet__cl_kernel clnet__cl_forward_kernel(const clnet__cl *cl) {
+    return cl->tuning.direct ? CLNET__CL_direct_forward : CLNET__CL_conv2d_forward;
+}
+
+// y = b + x * w by the device's own kernel.
+static clnet_result clnet__cl_convolve(clnet_context *ctx, clnet__cl_place y, clnet__cl_place x,
+                                       clnet__cl_place w, clnet__cl_place b,
+                                       const clnet__cl_conv_sizes *s) {
+    clnet__cl *cl = clnet__cl_of(ctx);
+    const clnet__cl_kernel kernel = clnet__cl_forward_kernel(cl);
+    const clnet__cl_grid grid = (cl->tuning.direct ? clnet__cl_direct : clnet__cl_tiles)(
+        cl, clnet__volume(s->N, s->OH, s->OW), (size_t)(s->OC / s->groups), (size_t)s->groups,
+        clnet__volume(s->KH, s->KW, s->C / s->groups));
+    cl->rows[kernel].macs += clnet__cl_macs(s);
+    return CLNET__CL_RUN_KERNEL(ctx, kernel, grid, AT(y), AT(x), AT(w), AT(b), STRUCT(*s));
+}
+
 static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
     const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
-    if (clnet__cl_blasts(clnet__cl_of(g->ctx), &s)) {
+    clnet__cl *cl = clnet__cl_of(g->ctx);
+    if (clnet__cl_blasts(cl, &s)) {
         return clnet__cl_blast_forward(g, node, &s);
     }
-    clnet__cl *cl = clnet__cl_of(g->ctx);
-    cl->rows[CLNET__CL_conv2d_forward].macs += clnet__cl_macs(&s);
-    return CLNET__CL_RUN(g->ctx, conv2d_forward,
-                         clnet__cl_tiles(cl, clnet__volume(s.N, s.OH, s.OW),
-                                         (size_t)(s.OC / s.groups), (size_t)s.groups,
-                                         clnet__volume(s.KH, s.KW, s.C / s.groups)),
-                         AT(clnet__cl_value(node->out)), AT(clnet__cl_value(node->in[0])),
-                         AT(clnet__cl_value(node->in[1])), AT(clnet__cl_value(node->in[2])),
-                         STRUCT(s));
+    return clnet__cl_convolve(g->ctx, clnet__cl_value(node->out), clnet__cl_value(node->in[0]),
+                              clnet__cl_value(node->in[1]), clnet__cl_value(node->in[2]), &s);
 }
 
 static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
                                   const clnet__cl_conv_sizes *s) {
     clnet__cl *cl = clnet__cl_of(g->ctx);
-    cl->rows[CLNET__CL_conv2d_backward_data].macs += clnet__cl_macs(s);
-    CLNET__CL_RUN(g->ctx, conv2d_backward_data,
-                  clnet__cl_tiles(cl, clnet__volume(s->N, s->H, s->W), (size_t)(s->C / s->groups),
-                                  (size_t)s->groups,
-                                  clnet__volume(s->KH, s->KW, s->OC / s->groups)),
-                  AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)),
-                  AT(clnet__cl_value(node->in[1])), STRUCT(*s));
+    const clnet__cl_place dx = clnet__cl_grad(node->in[0]), dy = clnet__cl_grad(node->out);
+    const clnet__cl_place w = clnet__cl_value(node->in[1]), flipped = clnet__cl_scratch(g, 0);
+    const size_t rows = clnet__volume(s->N, s->H, s->W), columns = (size_t)(s->C / s->groups);
+    const size_t groups = (size_t)s->groups, taps = clnet__volume(1, s->KH, s->KW);
+    const size_t terms = taps * (size_t)(s->OC / s->groups);
+    if (!cl->tuning.direct) {
+        cl->rows[CLNET__CL_conv2d_backward_data].macs += clnet__cl_macs(s);
+        CLNET__CL_RUN(g->ctx, conv2d_backward_data,
+                      clnet__cl_tiles(cl, rows, columns, groups, terms), AT(dx), AT(dy), AT(w),
+                      STRUCT(*s));
+        return;
+    }
+    CLNET__CL_RUN(g->ctx, transpose_taps, clnet__cl_plane(cl, columns, taps * (size_t)s->OC),
+                  AT(flipped), AT(w), INT(taps), INT(columns), INT((size_t)s->OC));
+    cl->rows[CLNET__CL_direct_backward_data].macs += clnet__cl_macs(s);
+    CLNET__CL_RUN(g->ctx, direct_backward_data, clnet__cl_direct(cl, rows, columns, groups, terms),
+                  AT(dx), AT(dy), AT(flipped), STRUCT(*s));
 }
 
 static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
                                     const clnet__cl_conv_sizes *s) {
     clnet__cl *cl = clnet__cl_of(g->ctx);
     const clnet__cl_cut cut = clnet__cl_weight_cut(cl, s);
-    const clnet__cl_place partial = clnet__cl_scratch(g, 0);
-    cl->rows[CLNET__CL_conv2d_backward_weight].macs += clnet__cl_macs(s);
-    CLNET__CL_RUN(g->ctx, conv2d_backward_weight,
-                  clnet__cl_tiles(cl, clnet__volume(s->KH, s->KW, s->C / s->groups),
-                                  (size_t)(s->OC / s->groups), cut.slices * (size_t)s->groups,
-                                  cut.length),
-                  AT(partial), AT(clnet__cl_grad(node->out)), AT(clnet__cl_value(node->in[0])),
-                  STRUCT(*s), INT(cut.length), INT(CLNET__CL_WEIGHT_BLOCK));
+    const clnet__cl_place partial = clnet__cl_scratch(g, 0), dy = clnet__cl_grad(node->out);
+    const clnet__cl_place x = clnet__cl_value(node->in[0]);
+    const size_t columns = (size_t)(s->OC / s->groups), depth = cut.slices * (size_t)s->groups;
+    if (cl->tuning.direct) {
+        cl->rows[CLNET__CL_direct_backward_weight].macs += clnet__cl_macs(s);
+        CLNET__CL_RUN(g->ctx, direct_backward_weight,
+                      clnet__cl_direct(cl, clnet__cl_direct_rows(cl, s), columns, depth, cut.length),
+                      AT(partial), AT(dy), AT(x), STRUCT(*s), INT(cut.length),
+                      INT(CLNET__CL_WEIGHT_BLOCK));
+    } else {
+        cl->rows[CLNET__CL_conv2d_backward_weight].macs += clnet__cl_macs(s);
+        CLNET__CL_RUN(g->ctx, conv2d_backward_weight,
+                      clnet__cl_tiles(cl, clnet__volume(s->KH, s->KW, s->C / s->groups), columns,
+                                      depth, cut.length),
+                      AT(partial), AT(dy), AT(x), STRUCT(*s), INT(cut.length),
+                      INT(CLNET__CL_WEIGHT_BLOCK));
+    }
     CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1),
                   AT(clnet__cl_grad(node->in[1])), AT(partial), LONG(cut.weights),
                   INT(cut.slices));
@@ -2510,7 +2564,7 @@ static const clnet_backend clnet__cl_backend = {.alloc = clnet__cl_alloc,
 static void clnet__cl_measure_speed(clnet_context *ctx) {
     enum { C = 16, OC = 64, LARGEST = 64, LONG_ENOUGH = 2000 }; // channels, pixels a side, microseconds
     clnet__cl *cl = clnet__cl_of(ctx);
-    clnet_profile_row *wanted = ctx->backend.rows, *row = &cl->rows[CLNET__CL_conv2d_forward];
+    clnet_profile_row *wanted = ctx->backend.rows, *row = &cl->rows[clnet__cl_forward_kernel(cl)];
     const size_t pixels = LARGEST * LARGEST, weights = 9 * C * OC;
     clnet_memory slab = {NULL, 0};
     double seconds = 0;
@@ -2523,14 +2577,12 @@ static void clnet__cl_measure_speed(clnet_context *ctx) {
     ctx->backend.rows = cl->rows;
     for (int n = 8; n <= LARGEST && seconds < 1e-6 * LONG_ENOUGH; n *= 2) {
         const clnet__cl_conv_sizes s = {1, C, n, n, OC, n, n, 3, 3, 1, 1, 1, 1, 1, 1, 1, C, OC};
-        const clnet__cl_grid grid = clnet__cl_tiles(cl, (size_t)(n * n), OC, 1, 9 * C);
         for (int run = 0; run < 2; run++) {
             clnet_profile_clear(ctx);
-            CLNET__CL_RUN(ctx, conv2d_forward, grid, clnet__cl_at(y), clnet__cl_at(x),
-                          clnet__cl_at(w), clnet__cl_at(no_bias), clnet__cl_struct(&s, sizeof s));
+            clnet__cl_convolve(ctx, y, x, w, no_bias, &s);
         }
         seconds = row->total > 1e-6 ? row->total : 1e-6;
-        cl->speed = grid.work / seconds;
+        cl->speed = clnet__cl_macs(&s) / seconds;
     }
     clnet_profile_clear(ctx);
     ctx->backend.rows = wanted;

@@ -226,12 +226,13 @@ kernel REDUCE_GROUP void sum_of_squares(PLACE(partial), PLACE(x), const ulong co
 // >>convolution
 // All three passes are products of matrices whose tiles lie in local memory. A group computes a tile
 // of GEMM_TILE_M x GEMM_TILE_N sums; a work-item has GEMM_ROWS neighbouring rows and GEMM_VECTORS
-// vectors of columns of it, the vectors GEMM_ITEMS_N * GEMM_WIDTH columns apart. Linear layers are
+// vectors of columns of it, the vectors GEMM_APART columns apart. Linear layers are
 // convolutions of maps of one pixel.
 
 #define GEMM_TILE_M  (GEMM_ITEMS_M * GEMM_ROWS)
 #define GEMM_TILE_N  (GEMM_ITEMS_N * GEMM_VECTORS * GEMM_WIDTH)
 #define GEMM_ITEMS   (GEMM_ITEMS_M * GEMM_ITEMS_N)
+#define GEMM_APART   (GEMM_ITEMS_N * GEMM_WIDTH) // columns from vector to vector of a work-item
 #define GEMM_PITCH_M (GEMM_TILE_M + 4) // keeps the rows of a tile in different banks
 #define GEMM_GROUP   __attribute__((reqd_work_group_size(GEMM_ITEMS_N, GEMM_ITEMS_M, 1)))
 // Work-items side by side along the depth of a tile when it is loaded.
@@ -252,13 +253,16 @@ typedef struct conv_sizes {
     int x_stride, y_stride;
 } conv_sizes;
 
-// What one work-item has of a tile.
+// What one work-item has of a tile. Loops over it are unrolled, so that its sums have fixed names and lie
+// in registers: PoCL keeps them in memory else, at a third of the speed.
 typedef struct tile {
     VECTOR sum[GEMM_ROWS][GEMM_VECTORS];
 } tile;
 
 void tile_clear(tile *t) {
+#pragma unroll
     for (int i = 0; i < GEMM_ROWS; i++) {
+#pragma unroll
         for (int j = 0; j < GEMM_VECTORS; j++) {
             t->sum[i][j] = (VECTOR)(0.0f);
         }
@@ -270,12 +274,15 @@ void tile_multiply(tile *t, local const float *a, local const float *b) {
     const int row = get_local_id(1) * GEMM_ROWS, column = get_local_id(0) * GEMM_WIDTH;
     for (int k = 0; k < GEMM_DEPTH; k++) {
         VECTOR right[GEMM_VECTORS];
+#pragma unroll
         for (int j = 0; j < GEMM_VECTORS; j++) {
             right[j] =
-                VLOAD(0, b + k * GEMM_TILE_N + column + j * (GEMM_ITEMS_N * GEMM_WIDTH));
+                VLOAD(0, b + k * GEMM_TILE_N + column + j * GEMM_APART);
         }
+#pragma unroll
         for (int i = 0; i < GEMM_ROWS; i++) {
             const VECTOR left = (VECTOR)(a[k * GEMM_PITCH_M + row + i]);
+#pragma unroll
             for (int j = 0; j < GEMM_VECTORS; j++) {
                 t->sum[i][j] = MULTIPLY_ADD(left, right[j], t->sum[i][j]);
             }
@@ -285,23 +292,24 @@ void tile_multiply(tile *t, local const float *a, local const float *b) {
 
 typedef enum tile_store { STORE_WRITE, STORE_ADD } tile_store;
 
-// Writes or adds the work-item's sums to rows `stride` apart, as far as they lie inside, with a bias
-// per column if there is one.
+// Writes or adds the sums to rows `stride` apart, as far as they lie inside, with a bias per column if
+// there is one. The tile begins at `row` and `column`; its vectors are `apart` columns apart.
 void tile_output(global float *out, const tile *t, global const float *bias, const tile_store how,
-                 const int row0, const int rows, const int column0, const int columns,
-                 const ulong stride) {
+                 const int row, const int rows, const int column, const int apart,
+                 const int columns, const ulong stride) {
+#pragma unroll
     for (int i = 0; i < GEMM_ROWS; i++) {
-        const int row = row0 + get_local_id(1) * GEMM_ROWS + i;
+#pragma unroll
         for (int j = 0; j < GEMM_VECTORS; j++) {
-            const int column =
-                column0 + (j * GEMM_ITEMS_N + get_local_id(0)) * GEMM_WIDTH;
             float value[GEMM_WIDTH];
             VSTORE(t->sum[i][j], 0, value);
+#pragma unroll
             for (int v = 0; v < GEMM_WIDTH; v++) {
-                if (row < rows && column + v < columns) {
-                    const ulong at = row * stride + column + v;
+                const int c = column + j * apart + v;
+                if (row + i < rows && c < columns) {
+                    const ulong at = (row + i) * stride + c;
                     const float before = how == STORE_ADD ? out[at] : 0.0f;
-                    out[at] = value[v] + (bias ? bias[column + v] : before);
+                    out[at] = value[v] + (bias ? bias[c] : before);
                 }
             }
         }
@@ -320,33 +328,42 @@ pixel pixel_of(const int p, const int count, const int height, const int width) 
     return (pixel){row % height, p % width, p < count ? row / height : -1};
 }
 
-// x of the output pixel `out` under tap (kh, kw), channel c; 0 outside.
-float gather_input(global const float *x, const conv_sizes *s, const pixel out, const int kh,
-                   const int kw, const int c) {
+// Where x of the output pixel `out` lies under tap (kh, kw), channel c; null outside.
+global const float *input_under(global const float *x, const conv_sizes *s, const pixel out,
+                                const int kh, const int kw, const int c) {
     const int ih = out.h * s->stride_h - s->padding_h + kh * s->dilation_h;
     const int iw = out.w * s->stride_w - s->padding_w + kw * s->dilation_w;
     if (out.image < 0 || ih < 0 || ih >= s->H || iw < 0 || iw >= s->W) {
-        return 0.0f;
+        return 0;
     }
-    return x[(((ulong)out.image * s->H + ih) * s->W + iw) * s->x_stride + c];
+    return x + (((ulong)out.image * s->H + ih) * s->W + iw) * s->x_stride + c;
 }
 
-// dy of the output pixel that reads the input pixel `in` through tap (kh, kw), channel c; 0: none.
-float gather_gradient(global const float *dy, const conv_sizes *s, const pixel in, const int kh,
-                      const int kw, const int c) {
+// Where dy of the output pixel lies that reads the input pixel `in` through tap (kh, kw), channel c;
+// null: none does.
+global const float *gradient_over(global const float *dy, const conv_sizes *s, const pixel in,
+                                  const int kh, const int kw, const int c) {
     const int h = in.h + s->padding_h - kh * s->dilation_h;
     const int w = in.w + s->padding_w - kw * s->dilation_w;
     const int oh = h / s->stride_h, ow = w / s->stride_w;
     if (in.image < 0 || h < 0 || w < 0 || oh * s->stride_h != h || ow * s->stride_w != w ||
         oh >= s->OH || ow >= s->OW) {
-        return 0.0f;
+        return 0;
     }
-    return dy[(((ulong)in.image * s->OH + oh) * s->OW + ow) * s->y_stride + c];
+    return dy + (((ulong)in.image * s->OH + oh) * s->OW + ow) * s->y_stride + c;
 }
+
+// What lies there, 0 where nothing does.
+float gather(global const float *place) { return place ? *place : 0.0f; }
 
 int item_of_group(void) { return get_local_id(1) * GEMM_ITEMS_N + get_local_id(0); }
 
-// The first row of the group's tile, also where a launch does not begin at the first one.
+// The first row and column of the work-item's sums, also where a launch does not begin at the first
+// row; and of its group's tile.
+int item_row(void) { return get_global_id(1) * GEMM_ROWS; }
+int item_column(void) {
+    return get_group_id(0) * GEMM_TILE_N + get_local_id(0) * GEMM_WIDTH;
+}
 int tile_row(void) { return get_global_id(1) / GEMM_ITEMS_M * GEMM_TILE_M; }
 
 // y = b + x * w. Rows are output pixels, columns output channels of a group, terms (kh, kw, ic).
@@ -372,7 +389,7 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
             const int tap = (k0 + k) / IC, ic = (k0 + k) % IC, kh = tap / s.KW, kw = tap % s.KW;
             for (int r = item / GEMM_LANES; r < GEMM_TILE_M; r += GEMM_ITEMS / GEMM_LANES) {
                 a[k * GEMM_PITCH_M + r] =
-                    k0 + k < K ? gather_input(x, &s, row[r], kh, kw, group * IC + ic) : 0.0f;
+                    k0 + k < K ? gather(input_under(x, &s, row[r], kh, kw, group * IC + ic)) : 0.0f;
             }
         }
         for (int i = item; i < GEMM_DEPTH * GEMM_TILE_N; i += GEMM_ITEMS) {
@@ -383,7 +400,8 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
         tile_multiply(&t, a, c);
     }
     global const float *bias = THERE(b) ? b_slab + b_at + group * OC : 0;
-    tile_output(y + group * OC, &t, bias, STORE_WRITE, row0, rows, column0, OC, s.y_stride);
+    tile_output(y + group * OC, &t, bias, STORE_WRITE, item_row(), rows, item_column(),
+                GEMM_APART, OC, s.y_stride);
 }
 
 // dx += dy * w. Rows are input pixels, columns input channels of a group, terms (kh, kw, oc).
@@ -410,7 +428,7 @@ kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), cons
             const int kh = tap / s.KW, kw = tap % s.KW;
             for (int r = item / GEMM_LANES; r < GEMM_TILE_M; r += GEMM_ITEMS / GEMM_LANES) {
                 a[k * GEMM_PITCH_M + r] =
-                    k0 + k < K ? gather_gradient(dy, &s, row[r], kh, kw, oc) : 0.0f;
+                    k0 + k < K ? gather(gradient_over(dy, &s, row[r], kh, kw, oc)) : 0.0f;
             }
             for (int i = item / GEMM_LANES; i < GEMM_TILE_N; i += GEMM_ITEMS / GEMM_LANES) {
                 const int ic = column0 + i;
@@ -421,7 +439,8 @@ kernel GEMM_GROUP void conv2d_backward_data(PLACE(dx), PLACE(dy), PLACE(w), cons
         barrier(CLK_LOCAL_MEM_FENCE);
         tile_multiply(&t, a, c);
     }
-    tile_output(dx + group * IC, &t, 0, STORE_ADD, row0, rows, column0, IC, s.x_stride);
+    tile_output(dx + group * IC, &t, 0, STORE_ADD, item_row(), rows, item_column(), GEMM_APART, IC,
+                s.x_stride);
 }
 
 // partial[slice] = x^T dy over a slice of the output pixels, laid out as w. Rows are (kh, kw, ic),
@@ -458,8 +477,8 @@ kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x
                 const int k = i / GEMM_TILE_M, r = i % GEMM_TILE_M;
                 a[k * GEMM_PITCH_M + r] =
                     tap[r].image < 0 ? 0.0f
-                                     : gather_input(x, &s, term[k], tap[r].h, tap[r].w,
-                                                    group * IC + tap[r].image);
+                                     : gather(input_under(x, &s, term[k], tap[r].h, tap[r].w,
+                                                    group * IC + tap[r].image));
             }
             for (int i = item; i < GEMM_DEPTH * GEMM_TILE_N; i += GEMM_ITEMS) {
                 const int p = p0 + i / GEMM_TILE_N, oc = column0 + i % GEMM_TILE_N;
@@ -469,8 +488,201 @@ kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x
             tile_multiply(&t, a, c);
         }
         tile_output(partial + (ulong)slice * rows * s.OC + group * OC, &t, 0,
-                    start == slice * per_slice ? STORE_WRITE : STORE_ADD, row0, rows, column0, OC,
-                    s.OC);
+                    start == slice * per_slice ? STORE_WRITE : STORE_ADD, item_row(), rows,
+                    item_column(), GEMM_APART, OC, s.OC);
+    }
+}
+
+// >>direct
+// The same products for devices that run a work-item as a loop of one thread, such as CPUs: no local
+// memory and no barriers. A work-item has GEMM_ROWS rows of GEMM_VECTORS neighbouring vectors of
+// columns, and reads the rows where they lie.
+
+#define DIRECT_COLUMNS (GEMM_VECTORS * GEMM_WIDTH)
+
+// The next vector of `left` columns, 0 beyond them.
+VECTOR direct_load(global const float *p, const int left) {
+    if (left >= GEMM_WIDTH) {
+        return VLOAD(0, p);
+    }
+    float value[GEMM_WIDTH];
+#pragma unroll
+    for (int v = 0; v < GEMM_WIDTH; v++) {
+        value[v] = v < left ? p[v] : 0.0f;
+    }
+    return VLOAD(0, value);
+}
+
+// t += a^T b over `count` terms: row i of a at from[i], its terms `step` apart; those of b `stride`
+// apart, with `left` columns.
+void direct_multiply(tile *t, global const float *const from[GEMM_ROWS], const int step,
+                     const int count, global const float *b, const ulong stride, const int left) {
+    tile sums = *t; // in registers
+    for (int k = 0; k < count; k++) {
+        VECTOR right[GEMM_VECTORS];
+#pragma unroll
+        for (int j = 0; j < GEMM_VECTORS; j++) {
+            right[j] = direct_load(b + k * stride + j * GEMM_WIDTH, left - j * GEMM_WIDTH);
+        }
+#pragma unroll
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            const VECTOR value = (VECTOR)(from[i][(ulong)k * step]);
+#pragma unroll
+            for (int j = 0; j < GEMM_VECTORS; j++) {
+                sums.sum[i][j] = MULTIPLY_ADD(value, right[j], sums.sum[i][j]);
+            }
+        }
+    }
+    *t = sums;
+}
+
+// The same, with the loop for whole vectors apart.
+void direct_add(tile *t, global const float *const from[GEMM_ROWS], const int step,
+                const int count, global const float *b, const ulong stride, const int left) {
+    if (left >= DIRECT_COLUMNS) {
+        direct_multiply(t, from, step, count, b, stride, DIRECT_COLUMNS);
+    } else {
+        direct_multiply(t, from, step, count, b, stride, left);
+    }
+}
+
+// t += row * w over the channels under one tap, w[channel][column] with `left` columns. A row that is
+// not there is a null pointer: it reads what lies at `other`, and its sums are dropped.
+void direct_tap(tile *t, global const float *const row[GEMM_ROWS], global const float *other,
+                const int channels, global const float *w, const ulong stride, const int left) {
+    tile part;
+    global const float *from[GEMM_ROWS];
+    tile_clear(&part);
+#pragma unroll
+    for (int i = 0; i < GEMM_ROWS; i++) {
+        from[i] = row[i] ? row[i] : other;
+    }
+    direct_add(&part, from, 1, channels, w, stride, left);
+#pragma unroll
+    for (int i = 0; i < GEMM_ROWS; i++) {
+#pragma unroll
+        for (int j = 0; j < GEMM_VECTORS; j++) {
+            t->sum[i][j] += row[i] ? part.sum[i][j] : (VECTOR)(0.0f);
+        }
+    }
+}
+
+// y = b + x * w, as conv2d_forward. Grid: vectors of columns, rows, groups.
+kernel void direct_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), const conv_sizes s) {
+    OPEN(y);
+    OPEN(x);
+    OPEN(w);
+    const int group = get_global_id(2), IC = s.C / s.groups, OC = s.OC / s.groups;
+    const int row0 = item_row(), column = get_global_id(0) * DIRECT_COLUMNS;
+    const int rows = s.N * s.OH * s.OW;
+    if (row0 >= rows || column >= OC) {
+        return;
+    }
+    pixel out[GEMM_ROWS];
+#pragma unroll
+    for (int i = 0; i < GEMM_ROWS; i++) {
+        out[i] = pixel_of(row0 + i, rows, s.OH, s.OW);
+    }
+    tile t;
+    tile_clear(&t);
+    for (int tap = 0; tap < s.KH * s.KW; tap++) {
+        global const float *row[GEMM_ROWS];
+#pragma unroll
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            row[i] = input_under(x, &s, out[i], tap / s.KW, tap % s.KW, group * IC);
+        }
+        direct_tap(&t, row, x, IC, w + (ulong)tap * IC * s.OC + group * OC + column, s.OC,
+                   OC - column);
+    }
+    global const float *bias = THERE(b) ? b_slab + b_at + group * OC : 0;
+    tile_output(y + group * OC, &t, bias, STORE_WRITE, row0, rows, column, GEMM_WIDTH, OC,
+                s.y_stride);
+}
+
+// dx += dy * t, as conv2d_backward_data with the taps transposed. Grid: vectors of columns, rows,
+// groups.
+kernel void direct_backward_data(PLACE(dx), PLACE(dy), PLACE(w), const conv_sizes s) {
+    OPEN(dx);
+    OPEN(dy);
+    OPEN(w);
+    const int group = get_global_id(2), IC = s.C / s.groups, OC = s.OC / s.groups;
+    const int row0 = item_row(), column = get_global_id(0) * DIRECT_COLUMNS;
+    const int rows = s.N * s.H * s.W;
+    if (row0 >= rows || column >= IC) {
+        return;
+    }
+    pixel in[GEMM_ROWS];
+#pragma unroll
+    for (int i = 0; i < GEMM_ROWS; i++) {
+        in[i] = pixel_of(row0 + i, rows, s.H, s.W);
+    }
+    tile t;
+    tile_clear(&t);
+    for (int tap = 0; tap < s.KH * s.KW; tap++) {
+        global const float *row[GEMM_ROWS];
+#pragma unroll
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            row[i] = gradient_over(dy, &s, in[i], tap / s.KW, tap % s.KW, group * OC);
+        }
+        direct_tap(&t, row, dy, OC, w + ((ulong)tap * s.OC + group * OC) * IC + column, IC,
+                   IC - column);
+    }
+    tile_output(dx + group * IC, &t, 0, STORE_ADD, row0, rows, column, GEMM_WIDTH, IC, s.x_stride);
+}
+
+// The part of a line of outputs, from .x to before .y, whose tap at `first` + output * stride lies
+// inside an axis of `length`.
+int2 outputs_inside(const int begin, const int end, const int first, const int stride,
+                    const int length) {
+    const int low = first < 0 ? (stride - 1 - first) / stride : 0;
+    const int high = length > first ? (length - first + stride - 1) / stride : 0;
+    return (int2)(max(begin, low), min(end, high));
+}
+
+// partial[slice] as conv2d_backward_weight; a work-item's rows are channels under one tap. Grid:
+// vectors of columns, rows of all taps, slices * groups.
+kernel void direct_backward_weight(PLACE(partial), PLACE(dy), PLACE(x), const conv_sizes s,
+                                   const int per_slice, const int block) {
+    OPEN(partial);
+    OPEN(dy);
+    OPEN(x);
+    const int group = get_global_id(2) % s.groups, slice = get_global_id(2) / s.groups;
+    const int IC = s.C / s.groups, OC = s.OC / s.groups;
+    const int tiles = (IC + GEMM_ROWS - 1) / GEMM_ROWS, tap = get_global_id(1) / tiles;
+    const int ic = get_global_id(1) % tiles * GEMM_ROWS;
+    const int column = get_global_id(0) * DIRECT_COLUMNS;
+    if (tap >= s.KH * s.KW || column >= OC) {
+        return;
+    }
+    const int pixels = s.N * s.OH * s.OW, end = min(pixels, (slice + 1) * per_slice);
+    const int kh = tap / s.KW, kw = tap % s.KW;
+    const int iw0 = kw * s.dilation_w - s.padding_w;
+    for (int start = slice * per_slice; start < end; start += block) {
+        const int stop = min(end, start + block);
+        tile t;
+        tile_clear(&t);
+        for (int p = start, next; p < stop; p = next) {
+            const pixel out = pixel_of(p, stop, s.OH, s.OW);
+            next = min(stop, p + s.OW - out.w);
+            const int ih = out.h * s.stride_h - s.padding_h + kh * s.dilation_h;
+            const int2 line =
+                outputs_inside(out.w, out.w + next - p, iw0, s.stride_w, s.W);
+            if (ih < 0 || ih >= s.H || line.x >= line.y) {
+                continue;
+            }
+            global const float *from[GEMM_ROWS];
+#pragma unroll
+            for (int i = 0; i < GEMM_ROWS; i++) {
+                from[i] = x + (((ulong)out.image * s.H + ih) * s.W + iw0 + line.x * s.stride_w) *
+                                  s.x_stride + group * IC + min(ic + i, IC - 1);
+            }
+            direct_add(&t, from, s.stride_w * s.x_stride, line.y - line.x,
+                       dy + (ulong)(p - out.w + line.x) * s.y_stride + group * OC + column,
+                       s.y_stride, OC - column);
+        }
+        tile_output(partial + (ulong)slice * s.KH * s.KW * IC * s.OC + group * OC, &t, 0,
+                    start == slice * per_slice ? STORE_WRITE : STORE_ADD, tap * IC + ic,
+                    (tap + 1) * IC, column, GEMM_WIDTH, OC, s.OC);
     }
 }
 
@@ -485,7 +697,7 @@ kernel void columns_of_input(PLACE(columns), PLACE(x), const conv_sizes s, const
         const int tap = k / s.C;
         const pixel out = pixel_of(first + row, s.N * s.OH * s.OW, s.OH, s.OW);
         columns[(ulong)row * K + k] =
-            gather_input(x, &s, out, tap / s.KW, tap % s.KW, k % s.C);
+            gather(input_under(x, &s, out, tap / s.KW, tap % s.KW, k % s.C));
     }
 }
 
@@ -499,7 +711,7 @@ kernel void columns_of_gradient(PLACE(columns), PLACE(dy), const conv_sizes s, c
         const int tap = k / s.OC;
         const pixel in = pixel_of(first + row, s.N * s.H * s.W, s.H, s.W);
         columns[(ulong)row * K + k] =
-            gather_gradient(dy, &s, in, tap / s.KW, tap % s.KW, k % s.OC);
+            gather(gradient_over(dy, &s, in, tap / s.KW, tap % s.KW, k % s.OC));
     }
 }
 

@@ -5,7 +5,7 @@
 # would begin anew with each context), results have to be right, and every kernel of kernels.cl has to
 # have run.
 #
-#     tests/cl_oclgrind.sh build/test_cl                      each kernel, a minute
+#     tests/cl_oclgrind.sh build/test_cl                      each kernel, two minutes
 #     tests/cl_oclgrind.sh build/test_cl build/clnet-verify   all tunings and all small cases, many minutes
 #
 # KERNELS=FILE: another kernels.cl. The library before OpenCL's is tests/cl_shim.c, CLBlast is
@@ -61,8 +61,9 @@ watched() {
 
 step="$test_cl --kernels $kernels --step"
 : >"$work/launches"
-# A CPU's tiles are the smallest, and its groups of 64 share sums among 4 work-items.
+# A CPU convolves without local memory, and its groups of 64 share sums among 4 work-items.
 watched "a CPU, groups of 64" CL_SHIM_TYPE=2 OCLGRIND_MAX_WGSIZE=64 $step
+watched "an accelerator, groups of 16" CL_SHIM_TYPE=8 OCLGRIND_MAX_WGSIZE=16 $step --no-clblast
 if [ -n "$verify" ]; then
     small="OCLGRIND_LOCAL_MEM_SIZE=32768"
     watched "a GPU, groups of 64, 32 KB of local memory" $small OCLGRIND_MAX_WGSIZE=64 $step
