@@ -193,6 +193,7 @@ CLNET_API bool clnet_isa_supported(clnet_isa isa);
 
 // Where the time of a context goes, if its desc asked for a profile. On the CPU a row is one pass of
 // an operation; on a device it is a kernel, which is waited for, so that a profiled run is slower.
+// What follows a convolution in evaluation (batch norm, addition, ReLU) counts to it on the CPU.
 // Moving memory has rows of its own: "fill", "upload" (to the device), "download".
 typedef struct clnet_profile_row {
     const char *name; // the operation or the kernel
@@ -1201,6 +1202,11 @@ struct clnet_node {
     clnet_tensor *saved[3];
     bool in_place; // in[0] lies inside out, its gradient too
     bool backward; // takes part in backward
+    // Of a convolution that computes what follows it, too, in evaluation (see >>plan):
+    clnet_node *batch_norm; // the first to follow; NULL: none
+    clnet_tensor *summand;  // what an addition behind it adds; NULL: none
+    bool relu;              // at the end
+    bool absorbed;          // of what follows: in evaluation it has nothing left to do
     union {
         clnet_conv2d_desc conv2d;
         clnet_batch_norm_desc batch_norm;
@@ -1231,6 +1237,7 @@ struct clnet_backend {
     clnet_result (*download)(clnet_context *ctx, void *to, clnet_memory *from, size_t offset,
                              size_t bytes);
     clnet_result (*fill)(clnet_context *ctx, clnet_memory *memory, size_t offset, size_t bytes);
+    bool epilogues; // forward of a convolution computes what the plan says that follows it
     // Bytes of scratch that a node needs in either direction.
     size_t (*workspace)(clnet_context *ctx, const clnet_node *node);
     // Bytes that can still be taken. NULL: nobody knows.
@@ -1490,6 +1497,13 @@ static void clnet__parallel(const clnet__cpu *cpu, size_t count, clnet__task *ta
 #define CLNET__PREFETCH(p) ((void)(p))
 #endif
 
+// In front of a loop whose passes do not depend on each other, although the compiler cannot tell.
+#ifdef _OPENMP
+#define CLNET__SIMD _Pragma("omp simd")
+#else
+#define CLNET__SIMD
+#endif
+
 #ifdef CLNET__FAST
 // >>convolution
 // Convolution and linear on the CPU, all three passes as one mechanism: a product of matrices whose
@@ -1583,6 +1597,17 @@ static inline clnet__vec4 clnet__vec4_load(const float *p) {
 
 static inline void clnet__vec4_store(float *p, clnet__vec4 v) { memcpy(p, &v, sizeof(v)); }
 
+// As x86 has it: NaN in b stays.
+static inline clnet__vec4 clnet__vec4_max(clnet__vec4 a, clnet__vec4 b) {
+    float x[4], y[4];
+    memcpy(x, &a, sizeof(x));
+    memcpy(y, &b, sizeof(y));
+    for (int i = 0; i < 4; i++) {
+        y[i] = x[i] > y[i] ? x[i] : y[i];
+    }
+    return clnet__vec4_load(y);
+}
+
 #define CLNET__PORTABLE_TARGET
 #define CLNET__PORTABLE_ROWS  6
 #define CLNET__PORTABLE_LANES 4
@@ -1592,6 +1617,7 @@ static inline void clnet__vec4_store(float *p, clnet__vec4 v) { memcpy(p, &v, si
 #define CLNET__PORTABLE_SPLAT CLNET__VEC4_SPLAT
 #define CLNET__PORTABLE_ADD   CLNET__VEC4_ADD
 #define CLNET__PORTABLE_FMA   CLNET__VEC4_FMA
+#define CLNET__PORTABLE_MAX   clnet__vec4_max
 
 #define CLNET__AVX2_TARGET __attribute__((target("avx2,fma")))
 #define CLNET__AVX2_ROWS   6
@@ -1602,6 +1628,7 @@ static inline void clnet__vec4_store(float *p, clnet__vec4 v) { memcpy(p, &v, si
 #define CLNET__AVX2_SPLAT  _mm256_set1_ps
 #define CLNET__AVX2_ADD    _mm256_add_ps
 #define CLNET__AVX2_FMA    _mm256_fmadd_ps
+#define CLNET__AVX2_MAX    _mm256_max_ps
 
 #define CLNET__AVX512_TARGET __attribute__((target("avx512f")))
 #define CLNET__AVX512_ROWS   12
@@ -1612,6 +1639,7 @@ static inline void clnet__vec4_store(float *p, clnet__vec4 v) { memcpy(p, &v, si
 #define CLNET__AVX512_SPLAT  _mm512_set1_ps
 #define CLNET__AVX512_ADD    _mm512_add_ps
 #define CLNET__AVX512_FMA    _mm512_fmadd_ps
+#define CLNET__AVX512_MAX    _mm512_max_ps
 
 // c[row][c_offset + column] =  (or += with `add`)
 //     sum over tap, k of a[tap*ROWS + row][a_offset + k*a_step] * b[tap][k][column]
@@ -1674,6 +1702,57 @@ CLNET__TILE(clnet__conv2d_tile_avx2, AVX2, CLNET__TILE_ROWS_6)
 CLNET__TILE(clnet__conv2d_tile_avx512, AVX512, CLNET__TILE_ROWS_12)
 #endif
 
+// What becomes of the sums y of forward where batch norm in evaluation, an addition and ReLU follow,
+// while they are in L1: y = max((y - mean) * factor + shift + summand, least).
+typedef struct clnet__epilogue {
+    const float *mean, *factor, *shift; // of all output channels
+    const float *summand;               // laid out as y is, but for its stride; NULL: none
+    size_t summand_stride;
+    float least; // 0: ReLU; -INFINITY: none
+} clnet__epilogue;
+
+// Some rows of y, and of the summand (NULL: none), from their channel 0 on, which is `channel` of the
+// convolution.
+typedef void clnet__conv2d_finish(float *const *y, const float *const *summand, size_t rows,
+                                  const clnet__epilogue *e, size_t channel, size_t channels);
+
+#define CLNET__FINISH(name, isa)                                                                   \
+    CLNET__##isa##_TARGET static void name(float *const *y, const float *const *summand,           \
+                                           size_t rows, const clnet__epilogue *e, size_t channel,  \
+                                           size_t channels) {                                      \
+        const size_t lanes = CLNET__##isa##_LANES;                                                 \
+        const CLNET__##isa##_VEC least = CLNET__##isa##_SPLAT(e->least);                           \
+        const CLNET__##isa##_VEC minus = CLNET__##isa##_SPLAT(-1.0f);                              \
+        size_t c = 0;                                                                              \
+        for (; c + lanes <= channels; c += lanes) {                                                \
+            const CLNET__##isa##_VEC mean = CLNET__##isa##_LOAD(e->mean + channel + c);            \
+            const CLNET__##isa##_VEC factor = CLNET__##isa##_LOAD(e->factor + channel + c);        \
+            const CLNET__##isa##_VEC shift = CLNET__##isa##_LOAD(e->shift + channel + c);          \
+            for (size_t r = 0; r < rows; r++) {                                                    \
+                CLNET__##isa##_VEC v = CLNET__##isa##_LOAD(y[r] + c);                              \
+                v = CLNET__##isa##_FMA(CLNET__##isa##_FMA(minus, mean, v), factor, shift);         \
+                if (summand) {                                                                     \
+                    v = CLNET__##isa##_ADD(v, CLNET__##isa##_LOAD(summand[r] + c));                \
+                }                                                                                  \
+                CLNET__##isa##_STORE(y[r] + c, CLNET__##isa##_MAX(least, v));                      \
+            }                                                                                      \
+        }                                                                                          \
+        for (; c < channels; c++) {                                                                \
+            const size_t k = channel + c;                                                          \
+            for (size_t r = 0; r < rows; r++) {                                                    \
+                float v = (y[r][c] - e->mean[k]) * e->factor[k] + e->shift[k];                     \
+                v = summand ? v + summand[r][c] : v;                                               \
+                y[r][c] = e->least > v ? e->least : v;                                             \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+CLNET__FINISH(clnet__conv2d_finish_portable, PORTABLE)
+#ifdef CLNET__CONV2D_X86
+CLNET__FINISH(clnet__conv2d_finish_avx2, AVX2)
+CLNET__FINISH(clnet__conv2d_finish_avx512, AVX512)
+#endif
+
 static bool clnet__isa_supported(clnet_isa isa) {
 #ifdef CLNET__CONV2D_X86
     if (isa == CLNET_ISA_AVX2) {
@@ -1696,18 +1775,19 @@ static clnet_isa clnet__isa_best(void) {
 typedef struct clnet__conv2d_kernel {
     int rows, columns;
     clnet__conv2d_tile *tile;
+    clnet__conv2d_finish *finish;
 } clnet__conv2d_kernel;
 
 static clnet__conv2d_kernel clnet__conv2d_kernel_of(clnet_isa isa) {
     clnet__conv2d_kernel k = {CLNET__PORTABLE_ROWS, 2 * CLNET__PORTABLE_LANES,
-                              clnet__conv2d_tile_portable};
+                              clnet__conv2d_tile_portable, clnet__conv2d_finish_portable};
 #ifdef CLNET__CONV2D_X86
     if (isa == CLNET_ISA_AVX2) {
-        k = (clnet__conv2d_kernel){CLNET__AVX2_ROWS, 2 * CLNET__AVX2_LANES,
-                                   clnet__conv2d_tile_avx2};
+        k = (clnet__conv2d_kernel){CLNET__AVX2_ROWS, 2 * CLNET__AVX2_LANES, clnet__conv2d_tile_avx2,
+                                   clnet__conv2d_finish_avx2};
     } else if (isa == CLNET_ISA_AVX512) {
         k = (clnet__conv2d_kernel){CLNET__AVX512_ROWS, 2 * CLNET__AVX512_LANES,
-                                   clnet__conv2d_tile_avx512};
+                                   clnet__conv2d_tile_avx512, clnet__conv2d_finish_avx512};
     }
 #endif
     (void)isa;
@@ -1842,6 +1922,7 @@ typedef struct clnet__conv2d_product {
     size_t w_tap, w_k, w_column, w_group; // strides of w
     size_t groups, K, columns;            // K and columns: per group
     bool add;                             // false: y starts from bias or zero
+    const clnet__epilogue *epilogue;      // of forward; NULL: none
     size_t chain;                         // products summed in registers before they are added to y
     size_t depth, taps, pixels, block;    // cuts of K, taps, pixels and columns
     char *scratch;                        // of all workers
@@ -2020,11 +2101,34 @@ static void clnet__conv2d_edge(const clnet__conv2d_product *p, float *edge, floa
     }
 }
 
-// All tiles of a task times the weights of taps [t0, t0 + taps) and channels [k0, k0 + depth).
+// The epilogue of whole sums: `rows` neighbouring pixels of a task, columns [j, j + some).
+static void clnet__conv2d_product_finish(const clnet__conv2d_product *p, float *const *c,
+                                         size_t pixel, size_t rows, size_t channel, size_t j,
+                                         size_t some) {
+    const clnet__epilogue *e = p->epilogue;
+    const float *summand[CLNET__CONV2D_MAX_ROWS];
+    float *y[CLNET__CONV2D_MAX_ROWS];
+    for (size_t r = 0; r < rows; r++) {
+        y[r] = c[r] + j;
+        if (e->summand) {
+            summand[r] = e->summand + (pixel + r) * e->summand_stride + channel + j;
+        }
+    }
+    p->kernel.finish(y, e->summand ? summand : NULL, rows, e, channel + j, some);
+}
+
+// What a task of the product computes: some pixels, some columns of a group.
+typedef struct clnet__conv2d_part {
+    size_t first, pixels, group, column, width;
+} clnet__conv2d_part;
+
+// All tiles of a task times the weights of taps [t0, t0 + taps) and channels [k0, k0 + depth); `last`:
+// then the sums are whole.
 static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
-                                        const clnet__conv2d_scratch *m, size_t tiles,
-                                        const float *w, size_t width, size_t t0, size_t taps,
-                                        size_t k0, size_t depth) {
+                                        const clnet__conv2d_scratch *m,
+                                        const clnet__conv2d_part *part, const float *w, size_t t0,
+                                        size_t taps, size_t k0, size_t depth, bool last) {
+    const size_t width = part->width, channel = part->group * p->columns + part->column;
     const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
     const size_t panel = taps * depth * columns + CLNET__CONV2D_GAP;
     for (size_t t = 0; t < taps; t++) {
@@ -2035,12 +2139,17 @@ static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
     for (size_t j = 0; j < width; j += columns) {
         const size_t some = clnet__conv2d_min(columns, width - j);
         const float *b = m->b + j / columns * panel;
-        for (size_t i = 0; i < tiles; i++) {
-            const float *const *a = m->a + (i * (size_t)p->grid.taps + t0) * rows;
+        for (size_t i = 0; i < part->pixels; i += rows) {
+            const float *const *a = m->a + i * (size_t)p->grid.taps + t0 * rows;
             if (some == columns) {
-                clnet__conv2d_chains(p, m->c + i * rows, j, a, k0, b, taps, depth);
+                clnet__conv2d_chains(p, m->c + i, j, a, k0, b, taps, depth);
             } else {
-                clnet__conv2d_edge(p, m->edge, m->c + i * rows, j, some, a, k0, b, taps, depth);
+                clnet__conv2d_edge(p, m->edge, m->c + i, j, some, a, k0, b, taps, depth);
+            }
+            if (last && p->epilogue) {
+                clnet__conv2d_product_finish(p, m->c + i, part->first + i,
+                                             clnet__conv2d_min(rows, part->pixels - i), channel, j,
+                                             some);
             }
         }
     }
@@ -2058,29 +2167,36 @@ static void clnet__conv2d_product_start(float *const *c, size_t pixels, size_t w
     }
 }
 
-static void clnet__conv2d_product_task(void *arg, size_t index, int worker) {
-    const clnet__conv2d_product *p = arg;
+static clnet__conv2d_part clnet__conv2d_product_part(const clnet__conv2d_product *p, size_t index) {
     const clnet__conv2d_grid *g = &p->grid;
-    const clnet__conv2d_scratch m = clnet__conv2d_product_scratch(p, worker);
     const size_t all = (size_t)g->N * (size_t)g->H * (size_t)g->W;
     const size_t blocks = clnet__conv2d_parts(p->columns, p->block);
     const size_t column = index % blocks * p->block;
-    const size_t width = clnet__conv2d_min(p->block, p->columns - column);
     const size_t first = index / blocks / p->groups * p->pixels;
-    const size_t pixels = clnet__conv2d_min(p->pixels, all - first);
-    const size_t group = index / blocks % p->groups, taps = (size_t)g->taps;
+    return (clnet__conv2d_part){.first = first,
+                                .pixels = clnet__conv2d_min(p->pixels, all - first),
+                                .group = index / blocks % p->groups,
+                                .column = column,
+                                .width = clnet__conv2d_min(p->block, p->columns - column)};
+}
+
+static void clnet__conv2d_product_task(void *arg, size_t index, int worker) {
+    const clnet__conv2d_product *p = arg;
+    const clnet__conv2d_scratch m = clnet__conv2d_product_scratch(p, worker);
+    const clnet__conv2d_part part = clnet__conv2d_product_part(p, index);
+    const size_t group = part.group, column = part.column, taps = (size_t)p->grid.taps;
     const float *w = p->w + group * p->w_group + column * p->w_column;
-    clnet__conv2d_product_point(p, &m, first, pixels, group, column);
+    clnet__conv2d_product_point(p, &m, part.first, part.pixels, group, column);
     if (!p->add) {
-        clnet__conv2d_product_start(m.c, pixels, width,
+        clnet__conv2d_product_start(m.c, part.pixels, part.width,
                                     p->bias ? p->bias + group * p->columns + column : NULL);
     }
     memset(m.dead, 0, CLNET__CONV2D_BLOCK * sizeof(float));
     for (size_t k = 0; k < p->K; k += p->depth) {
         for (size_t t = 0; t < taps; t += p->taps) {
-            clnet__conv2d_product_block(p, &m, clnet__conv2d_parts(pixels, (size_t)p->kernel.rows),
-                                        w, width, t, clnet__conv2d_min(p->taps, taps - t), k,
-                                        clnet__conv2d_min(p->depth, p->K - k));
+            const bool last = k + p->depth >= p->K && t + p->taps >= taps;
+            clnet__conv2d_product_block(p, &m, &part, w, t, clnet__conv2d_min(p->taps, taps - t), k,
+                                        clnet__conv2d_min(p->depth, p->K - k), last);
         }
     }
 }
@@ -2177,7 +2293,8 @@ typedef enum clnet__winograd_pass {
 static bool clnet__winograd_wanted(const clnet__cpu *cpu, const clnet_conv2d_sizes *s,
                                    clnet__winograd_pass pass);
 static void clnet__winograd_forward(const clnet__cpu *cpu, float *y, const float *x, const float *w,
-                                    const float *b, const clnet_conv2d_sizes *s, void *workspace);
+                                    const float *b, const clnet_conv2d_sizes *s,
+                                    const clnet__epilogue *e, void *workspace);
 static void clnet__winograd_backward_data(const clnet__cpu *cpu, float *dx, const float *dy,
                                           const float *w, const clnet_conv2d_sizes *s,
                                           void *workspace);
@@ -2186,11 +2303,12 @@ static void clnet__winograd_backward_weight(const clnet__cpu *cpu, float *dw, co
                                             void *workspace);
 static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s);
 
+// e NULL: no epilogue.
 static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const float *x,
                                        const float *w, const float *b, const clnet_conv2d_sizes *s,
-                                       void *workspace) {
+                                       const clnet__epilogue *e, void *workspace) {
     if (clnet__winograd_wanted(cpu, s, CLNET__WINOGRAD_FORWARD)) {
-        clnet__winograd_forward(cpu, y, x, w, b, s, workspace);
+        clnet__winograd_forward(cpu, y, x, w, b, s, e, workspace);
         return;
     }
     const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
@@ -2200,6 +2318,7 @@ static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const fl
     p.source = x;
     p.w = w;
     p.bias = b;
+    p.epilogue = e;
     clnet__conv2d_product_run(cpu, &p);
 }
 
@@ -2747,7 +2866,8 @@ typedef struct clnet__winograd {
     clnet__winograd_kernel kernel;
     int H, W, OH, OW, padding[2], rows, columns; // rows x columns tiles in an image
     size_t tiles, C, K, source_stride, target_stride;
-    const float *source, *w, *bias; // bias NULL: none
+    const float *source, *w, *bias;  // bias NULL: none
+    const clnet__epilogue *epilogue; // NULL: none
     float *target;
     size_t w_tap, w_c, w_k;     // strides of w
     bool reverse, add;          // taps in reverse order; the target is added to
@@ -2940,6 +3060,18 @@ static void clnet__winograd_find_target(const clnet__winograd *p, size_t tile, s
     }
 }
 
+// Where the summand of the epilogue has the same pixels; beyond the target, where zeros are.
+static void clnet__winograd_find_summand(const clnet__winograd *p, size_t tile, size_t k,
+                                         const float **from) {
+    const clnet__winograd_place at = clnet__winograd_place_of(p, tile);
+    const clnet__epilogue *e = p->epilogue;
+    for (int i = 0; i < 16; i++) {
+        const int h = at.h + i / 4, w = at.w + i % 4;
+        const size_t pixel = ((size_t)at.n * (size_t)p->OH + (size_t)h) * (size_t)p->OW + (size_t)w;
+        from[i] = h < p->OH && w < p->OW ? e->summand + pixel * e->summand_stride + k : p->zeros;
+    }
+}
+
 // The whole vectors of `channels`; what remains goes through an edge of one vector each.
 static size_t clnet__winograd_whole(size_t channels) {
     return channels / CLNET__WINOGRAD_LINE * CLNET__WINOGRAD_LINE;
@@ -3054,6 +3186,17 @@ static void clnet__winograd_multiply(const clnet__winograd *p, const clnet__wino
     }
 }
 
+// The epilogue of a tile, whose target was found.
+static void clnet__winograd_finish(const clnet__winograd *p, float *const *to, size_t tile,
+                                   size_t k, size_t channels) {
+    const clnet__epilogue *e = p->epilogue;
+    const float *summand[16];
+    if (e->summand) {
+        clnet__winograd_find_summand(p, tile, k, summand);
+    }
+    p->kernel.product.finish(to, e->summand ? summand : NULL, 16, e, k, channels);
+}
+
 // The target's channels [k, k + channels) of some tiles, from M.
 static void clnet__winograd_output(const clnet__winograd *p, const clnet__winograd_scratch *m,
                                    size_t first, size_t tiles, size_t k, size_t channels) {
@@ -3082,6 +3225,9 @@ static void clnet__winograd_output(const clnet__winograd *p, const clnet__winogr
         }
         for (size_t i = 0; i < 16 && rest > 0; i++) {
             memcpy(to[i] + whole, edge[i], rest * sizeof(float));
+        }
+        if (p->epilogue) {
+            clnet__winograd_finish(p, to, first + t, k, channels);
         }
     }
 }
@@ -3185,12 +3331,14 @@ static void clnet__winograd_start(clnet__winograd *p, const clnet_conv2d_sizes *
 }
 
 static void clnet__winograd_forward(const clnet__cpu *cpu, float *y, const float *x, const float *w,
-                                    const float *b, const clnet_conv2d_sizes *s, void *workspace) {
+                                    const float *b, const clnet_conv2d_sizes *s,
+                                    const clnet__epilogue *e, void *workspace) {
     clnet__winograd p = clnet__winograd_forward_of(cpu, s);
     clnet__winograd_start(&p, s, workspace);
     p.source = x;
     p.w = w;
     p.bias = b;
+    p.epilogue = e;
     p.target = y;
     clnet__winograd_run_all(cpu, &p);
 }
@@ -3437,6 +3585,7 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__PORTABLE_SPLAT
 #undef CLNET__PORTABLE_ADD
 #undef CLNET__PORTABLE_FMA
+#undef CLNET__PORTABLE_MAX
 #undef CLNET__AVX2_TARGET
 #undef CLNET__AVX2_ROWS
 #undef CLNET__AVX2_LANES
@@ -3446,6 +3595,7 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__AVX2_SPLAT
 #undef CLNET__AVX2_ADD
 #undef CLNET__AVX2_FMA
+#undef CLNET__AVX2_MAX
 #undef CLNET__AVX512_TARGET
 #undef CLNET__AVX512_ROWS
 #undef CLNET__AVX512_LANES
@@ -3455,6 +3605,7 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__AVX512_SPLAT
 #undef CLNET__AVX512_ADD
 #undef CLNET__AVX512_FMA
+#undef CLNET__AVX512_MAX
 #undef CLNET__TILE_ROWS_6
 #undef CLNET__TILE
 #undef CLNET__TILE_ROWS_12
@@ -3463,6 +3614,7 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__TILE_MULTIPLY
 #undef CLNET__TILE_ADD
 #undef CLNET__TILE_SET
+#undef CLNET__FINISH
 #undef CLNET__WINOGRAD_DEPTH
 #undef CLNET__WINOGRAD_BLOCK
 #undef CLNET__WINOGRAD_L2
@@ -3812,13 +3964,36 @@ static clnet_conv2d_sizes clnet__conv2d_sizes(const clnet_node *node) {
                                 .y_stride = y->stride};
 }
 
+#ifdef CLNET__FAST
+// What batch norm does in evaluation to each channel, from its weights and running statistics as they
+// are now; its factor is kept where the plan keeps invstd.
+static clnet__epilogue clnet__conv2d_epilogue(const clnet_node *node) {
+    const clnet_node *norm = node->batch_norm;
+    const float *weight = clnet__value(norm->in[1]), *var = clnet__value(norm->in[4]);
+    float *factor = clnet__value(norm->saved[1]);
+    for (int c = 0; c < node->out->shape[1]; c++) {
+        const double scale = 1 / sqrt((double)var[c] + norm->desc.batch_norm.eps);
+        factor[c] = (float)((double)weight[c] * scale);
+    }
+    return (clnet__epilogue){.mean = clnet__value(norm->in[3]),
+                             .factor = factor,
+                             .shift = clnet__value(norm->in[2]),
+                             .summand = clnet__value(node->summand),
+                             .summand_stride = node->summand ? node->summand->stride : 0,
+                             .least = node->relu ? 0 : -INFINITY};
+}
+#endif
+
 static void clnet__convolve_forward(clnet_graph *g, clnet_node *node, const clnet_conv2d_sizes *s) {
     clnet_real *y = clnet__value(node->out);
     const clnet_real *x = clnet__value(node->in[0]), *w = clnet__value(node->in[1]);
     const clnet_real *b = clnet__value(node->in[2]);
 #ifdef CLNET__FAST
     if (!clnet__cpu_of(g)->reference) {
-        clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s, clnet__workspace(g));
+        const bool more = node->batch_norm && !clnet__training(g);
+        const clnet__epilogue e = more ? clnet__conv2d_epilogue(node) : (clnet__epilogue){0};
+        clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s, more ? &e : NULL,
+                                   clnet__workspace(g));
         return;
     }
 #endif
@@ -4073,8 +4248,9 @@ void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *i
                 (clnet_real)((double)b[i] - (centre[c] - (double)mean[i]) * (double)w[i] * scale);
         }
         for (size_t p = 0; p < pixels; p++) {
-            const clnet_real *CLNET__RESTRICT xp = x + p * xs + c0;
+            const clnet_real *xp = x + p * xs + c0; // may be y's, where the graph says so
             clnet_real *yp = y + p * ys + c0;
+            CLNET__SIMD
             for (int c = 0; c < count; c++) {
                 yp[c] = (xp[c] - mean[c0 + c]) * factor[c] + shift[c];
             }
@@ -6118,6 +6294,25 @@ static void clnet__plan_gradients(clnet_graph *g, const clnet_build_desc *d) {
     }
 }
 
+// The node that reads t, where only one does, once, and nobody else may look at its values; or NULL.
+static clnet_node *clnet__only_reader(const clnet_graph *g, const clnet_tensor *t,
+                                      const clnet_build_desc *d) {
+    clnet_node *reader = NULL;
+    int readers = 0;
+    for (int k = 0; k <= t->last_use; k++) {
+        for (int j = 0; j < g->nodes[k]->inputs; j++) {
+            if (g->nodes[k]->in[j] == t) {
+                reader = g->nodes[k];
+                readers++;
+            }
+        }
+    }
+    return readers == 1 && t->producer && !t->keep && !t->require_grad && !d->keep_all &&
+                   t != d->loss
+               ? reader
+               : NULL;
+}
+
 // Pass "in place": ReLU writes over its input where nobody else reads that, neither forward nor, for
 // its producer, backward; and over the gradient of its output, unless that was asked for. Saves one
 // tensor for each convolution, batch norm and ReLU.
@@ -6125,17 +6320,49 @@ static void clnet__plan_in_place(clnet_graph *g, const clnet_build_desc *d) {
     for (int i = 0; i < g->node_count; i++) {
         clnet_node *node = g->nodes[i];
         clnet_tensor *x = node->in[0];
-        int readers = 0;
-        for (int k = 0; k < g->node_count && node->op == CLNET_OP_RELU; k++) {
-            for (int j = 0; j < g->nodes[k]->inputs; j++) {
-                readers += g->nodes[k]->in[j] == x;
-            }
-        }
-        if (node->op == CLNET_OP_RELU && readers == 1 && x->producer && !x->keep &&
-            !x->require_grad && !node->out->require_grad && !d->keep_all && x != d->loss &&
-            !(clnet__reads(x->producer->op) & CLNET_READS_OUT)) {
+        if (node->op == CLNET_OP_RELU && clnet__only_reader(g, x, d) == node &&
+            !node->out->require_grad && !(clnet__reads(x->producer->op) & CLNET_READS_OUT)) {
             node->in_place = true;
             x->inside = node->out;
+        }
+    }
+}
+
+// Leaves a node that reads x to a convolution that made x.
+static clnet_tensor *clnet__absorb(clnet_tensor *x, clnet_node *node) {
+    node->absorbed = true;
+    x->inside = node->out;
+    return node->out;
+}
+
+// Pass "epilogues", of a graph without a loss: what follows a convolution - batch norm, the addition
+// of what is there by then, ReLU, any of them missing at the end - is computed by it in evaluation,
+// on sums that are in L1, instead of in a pass over memory each. All of it lies in the memory of the
+// last output. In training, batch norm needs the sums of all pixels first: then the nodes run one by
+// one, in place.
+static void clnet__plan_epilogues(clnet_graph *g, const clnet_build_desc *d) {
+    for (int i = 0; g->ctx->backend.epilogues && !d->loss && i < g->node_count; i++) {
+        clnet_node *node = g->nodes[i];
+        clnet_node *next = clnet__only_reader(g, node->out, d);
+        if (node->op != CLNET_OP_CONV2D || !next || next->op != CLNET_OP_BATCH_NORM) {
+            continue;
+        }
+        node->batch_norm = next;
+        clnet_tensor *factor = next->saved[1], *x = clnet__absorb(node->out, next);
+        factor->producer = node; // which writes it first
+        factor->last_use = next->index;
+        next = clnet__only_reader(g, x, d);
+        if (next && next->op == CLNET_OP_ADD) {
+            clnet_tensor *other = next->in[next->in[0] == x];
+            if (!other->producer || other->producer->index < i) {
+                node->summand = other;
+                x = clnet__absorb(x, next);
+                next = clnet__only_reader(g, x, d);
+            }
+        }
+        if (next && next->op == CLNET_OP_RELU) {
+            node->relu = true;
+            clnet__absorb(x, next);
         }
     }
 }
@@ -6549,6 +6776,7 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
                            "graph: nothing that the loss depends on wants a gradient");
     }
     clnet__plan_in_place(g, d);
+    clnet__plan_epilogues(g, d);
     clnet__plan_concat(g, d);
     g->keep_all = d->keep_all;
     if (!clnet__plan_weights(g) || !clnet__plan_moments(g) || clnet__check_pieces(g) != CLNET_OK ||
@@ -7065,7 +7293,7 @@ static double clnet__traffic(const clnet_node *node, bool backward) {
     for (size_t i = 0; i < sizeof node->saved / sizeof *node->saved; i++) {
         bytes += clnet__own_bytes(node->saved[i]);
     }
-    return bytes;
+    return bytes + (backward ? 0 : clnet__own_bytes(node->summand));
 }
 
 // The gradients by the data and by the weights are as much work each as the forward pass.
@@ -7089,7 +7317,7 @@ static clnet_result clnet__cpu_pass(clnet_graph *g, clnet_node *node, bool backw
 }
 
 static clnet_result clnet__cpu_forward(clnet_graph *g, clnet_node *node) {
-    return clnet__cpu_pass(g, node, false);
+    return node->absorbed && !g->training ? CLNET_OK : clnet__cpu_pass(g, node, false);
 }
 
 static clnet_result clnet__cpu_backward(clnet_graph *g, clnet_node *node) {
@@ -7335,6 +7563,9 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
     ctx->backend = clnet__cpu_backend;
     ctx->backend.isa = d->reference ? "reference" : clnet_isa_name(ctx->cpu.isa);
     ctx->backend.threads = ctx->cpu.threads;
+#ifdef CLNET__FAST
+    ctx->backend.epilogues = !d->reference;
+#endif
     clnet__cpu_name_rows(ctx->rows);
     ctx->backend.rows = d->profile ? ctx->rows : NULL;
     ctx->backend.row_count = CLNET__ROWS;

@@ -459,6 +459,124 @@ static void test_concatenation_in_place(void) {
     clnet_context_destroy(ctx);
 }
 
+// What may follow a convolution: Winograd and direct, with channels that fill no vector, in groups,
+// into a concatenation, with the addition of something earlier; and where nothing may be absorbed.
+typedef struct folded {
+    clnet_graph *g;
+    clnet_tensor *x, *out[3];
+} folded;
+
+static clnet_tensor *folded_conv(clnet_graph *g, clnet_tensor *x, int kernel, int groups,
+                                 const char *name) {
+    char norm[32];
+    snprintf(norm, sizeof norm, "%s.norm", name);
+    const clnet_conv2d_desc d = {.out_channels = 44,
+                                 .kernel_size = {kernel, kernel},
+                                 .padding = {kernel / 2, kernel / 2},
+                                 .groups = groups,
+                                 .name = name};
+    return small_norm(g, clnet_conv2d(g, x, &d), norm);
+}
+
+// 12 nodes are absorbed: three of a, one of b, two of c, three of d, two of e, one of kept.
+static folded folded_layers(clnet_context *ctx, int batch, bool keep_all) {
+    folded f = {.g = clnet_graph_create(ctx)};
+    clnet_graph *g = f.g;
+    f.x = clnet_input(g, "image", batch, 44, 13, 11);
+    clnet_tensor *a = clnet_relu(g, clnet_add(g, f.x, folded_conv(g, f.x, 3, 1, "a")));
+    clnet_tensor *b = folded_conv(g, a, 1, 2, "b");
+    clnet_tensor *c = clnet_add(g, folded_conv(g, a, 3, 2, "c"), b);
+    clnet_tensor *d = clnet_relu(g, clnet_add(g, folded_conv(g, c, 1, 1, "d"), c));
+    clnet_tensor *joined = clnet_concat(g, (clnet_tensor *[]){c, d}, 2);
+    clnet_tensor *e = clnet_relu(g, folded_conv(g, joined, 3, 1, "e"));
+    clnet_tensor *kept = clnet_tensor_keep(folded_conv(g, e, 1, 1, "kept"));
+    clnet_tensor *twice = small_conv(g, clnet_relu(g, kept), 8, "twice");
+    f.out[0] = kept;
+    f.out[1] = clnet_tensor_keep(joined);
+    f.out[2] = clnet_add(g, twice, small_norm(g, twice, "twice.norm"));
+    clnet_graph_build(g, &(clnet_build_desc){.keep_all = keep_all, .seed = 3});
+    for (int i = 0; i < clnet_graph_weights(g); i++) { // statistics and weights of batch norm
+        clnet_tensor *w = clnet_graph_weight(g, i);
+        clnet_real values[64];
+        for (uint64_t k = 0; w->rank == 1 && k < (uint64_t)w->shape[0]; k++) {
+            values[k] = (clnet_real)(0.5 + clnet_random_uniform(7, (uint64_t)i, k));
+        }
+        if (w->rank == 1) {
+            clnet_tensor_set(w, values, CLNET_ORDER_TORCH);
+        }
+    }
+    return f;
+}
+
+static int folded_absorbed(const folded *f) {
+    int count = 0;
+    for (int i = 0; i < clnet_graph_activations(f->g); i++) {
+        const clnet_node *node = clnet_graph_activation(f->g, i)->producer;
+        count += node && node->absorbed;
+    }
+    return count;
+}
+
+static void folded_forward(folded *f, int first) {
+    const size_t pixels = (size_t)44 * 13 * 11, count = clnet_tensor_count(f->x);
+    clnet_real *image = malloc(count * sizeof *image);
+    for (size_t i = 0; i < count; i++) {
+        image[i] = (clnet_real)clnet_random_normal(5, (uint64_t)first + i / pixels, i % pixels);
+    }
+    clnet_tensor_set(f->x, image, CLNET_ORDER_TORCH);
+    free(image);
+    clnet_graph_forward(f->g);
+}
+
+// The largest difference of the first values, those of a's batch, relative to the largest value.
+static double folded_distance(clnet_tensor *a, clnet_tensor *b) {
+    clnet_real *x = values_of(a, false), *y = values_of(b, false);
+    double difference = 0, largest = 0;
+    for (size_t i = 0; i < clnet_tensor_count(a); i++) {
+        const double d = fabs((double)x[i] - (double)y[i]);
+        difference = !(d <= difference) ? d : difference;
+        largest = fmax(largest, fabs((double)y[i]));
+    }
+    free(x);
+    free(y);
+    return difference / largest;
+}
+
+// Batch norm, addition and ReLU in the convolution that they follow: the same values but for the last
+// bits (a multiplication and addition are rounded once, and five layers pass that on: 1e-6 is 17
+// roundings of 2^-24), the same bits with any threads and batch; in training as without it.
+static void test_epilogues(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_context *one = clnet_context_create(&(clnet_context_desc){.threads = 1});
+    clnet_context *plain = clnet_context_create(&(clnet_context_desc){.reference = true});
+    folded apart = folded_layers(ctx, 3, true), all = folded_layers(ctx, 3, false);
+    folded single = folded_layers(one, 1, false), reference = folded_layers(plain, 3, false);
+    CHECK(folded_absorbed(&all) == 12, "%d nodes were absorbed", folded_absorbed(&all));
+    CHECK(!folded_absorbed(&apart) && !folded_absorbed(&reference), "where nothing may be");
+    for (int pass = 0; pass < 3; pass++) { // in evaluation, in training, and with its statistics
+        folded *each[] = {&apart, &all, &single};
+        for (int i = 0; i < 3; i++) {
+            clnet_graph_set_training(each[i]->g, pass == 1 && i < 2);
+            folded_forward(each[i], 0);
+        }
+        for (int i = 0; i < 3; i++) {
+            const double distance = folded_distance(all.out[i], apart.out[i]);
+            CHECK(pass == 1 ? distance == 0 : distance <= 1e-6, "pass %d, output %d: %g", pass, i,
+                  distance);
+            CHECK(pass > 0 || folded_distance(single.out[i], all.out[i]) == 0,
+                  "one thread and one image, output %d", i);
+        }
+    }
+    CHECK(different_weights(apart.g, all.g, false) == 0, "statistics");
+    CHECK(clnet_graph_first_nonfinite(all.g) == NULL, "%s", clnet_graph_first_nonfinite(all.g));
+    for (int i = 0; i < 4; i++) {
+        clnet_graph_destroy((clnet_graph *[]){apart.g, all.g, single.g, reference.g}[i]);
+    }
+    clnet_context_destroy(plain);
+    clnet_context_destroy(one);
+    clnet_context_destroy(ctx);
+}
+
 // A part is read after the whole is, so that the first gradient added to their memory is the part's;
 // another comes from max pooling.
 static void test_part_read_last(void) {
@@ -1267,6 +1385,7 @@ int main(void) {
     test_all_models();
     test_sharing_changes_nothing();
     test_concatenation_in_place();
+    test_epilogues();
     test_part_read_last();
     test_backward_from_relu();
     test_plan();

@@ -157,7 +157,7 @@ static void winograd_run_on(const winograd_run *r, const clnet__cpu *cpu, clnet_
     const size_t in = (size_t)(at * s.H * s.W) * s.x_stride + wide / 2;
     const size_t out = (size_t)(at * s.OH * s.OW) * s.y_stride + wide / 2;
     if (memory) {
-        clnet__conv2d_fast_forward(cpu, r->y + out, r->x + in, w, NULL, &s, workspace);
+        clnet__conv2d_fast_forward(cpu, r->y + out, r->x + in, w, NULL, &s, NULL, workspace);
         clnet__conv2d_fast_backward_data(cpu, r->dx + in, r->y + out, w, &s, workspace);
         clnet__conv2d_fast_backward_weight(cpu, r->dw, r->y + out, r->x + in, &s, workspace);
     }
