@@ -1019,7 +1019,7 @@ typedef struct clnet_pool2d_sizes {
     bool count_exclude_pad;
     size_t x_stride, y_stride;
 } clnet_pool2d_sizes;
-// argmax: ih*W + iw of each winner, as far apart as y's pixels.
+// argmax: ih*W + iw of each winner, as far apart as y's pixels; forward: NULL if not wanted.
 CLNET_API void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_real *x,
                                             const clnet_pool2d_sizes *s);
 CLNET_API void clnet_ref_max_pool2d_backward(clnet_real *dx, const clnet_real *dy,
@@ -4570,7 +4570,8 @@ clnet_tensor *clnet_softmax(clnet_graph *g, clnet_tensor *x, int axis) {
 // >>max_pool2d
 // y[n,c,oh,ow] = max over kh,kw of x[n,c, oh*stride - padding + kh*dilation, ..], inside x only.
 // A value replaces the maximum when it is strictly greater or NaN, so that ties go to the first in
-// row-major order, as in PyTorch. saved: argmax, ih*W + iw. backward: dx[argmax] += dy.
+// row-major order, as in PyTorch. saved: argmax, ih*W + iw. backward: dx[argmax] += dy. Without a
+// backward nobody wants the argmax.
 
 static clnet_pool2d_sizes clnet__pool2d_defaults(const clnet_pool2d_sizes *sizes) {
     clnet_pool2d_sizes s = *sizes;
@@ -4597,6 +4598,17 @@ static clnet__span clnet__pool2d_span(const clnet_pool2d_sizes *s, int axis, int
                          step};
 }
 
+// One input pixel of a window that began with another one; argmax NULL: not wanted.
+static void clnet__max_pool2d_pixel(clnet_real *CLNET__RESTRICT y, int32_t *CLNET__RESTRICT argmax,
+                                    const clnet_real *CLNET__RESTRICT x, int32_t at, int channels) {
+    for (int c = 0; c < channels && argmax; c++) {
+        argmax[c] = (x[c] > y[c]) | (x[c] != x[c]) ? at : argmax[c];
+    }
+    for (int c = 0; c < channels; c++) {
+        y[c] = (x[c] > y[c]) | (x[c] != x[c]) ? x[c] : y[c];
+    }
+}
+
 void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_real *x,
                                   const clnet_pool2d_sizes *sizes) {
     const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
@@ -4605,19 +4617,20 @@ void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_re
         const clnet__span w = clnet__pool2d_span(&s, 1, clnet__mod(pixel, s.OW));
         const clnet_real *image =
             x + pixel / (size_t)s.OW / (size_t)s.OH * clnet__volume(1, s.H, s.W) * s.x_stride;
+        if (h.first >= h.last || w.first >= w.last) {
+            continue; // dilated beyond x on both sides
+        }
         clnet_real *yp = y + pixel * s.y_stride;
-        int32_t *best = argmax + pixel * s.y_stride;
+        int32_t *best = argmax ? argmax + pixel * s.y_stride : NULL;
+        const int32_t start = h.first * s.W + w.first;
+        memcpy(yp, image + (size_t)start * s.x_stride, (size_t)s.C * sizeof *yp);
+        for (int c = 0; c < s.C && best; c++) {
+            best[c] = start;
+        }
         for (int ih = h.first; ih < h.last; ih += h.step) {
             for (int iw = w.first; iw < w.last; iw += w.step) {
                 const int32_t at = ih * s.W + iw;
-                const clnet_real *xp = image + (size_t)at * s.x_stride;
-                const bool first = ih == h.first && iw == w.first;
-                for (int c = 0; c < s.C; c++) {
-                    if (first || xp[c] > yp[c] || xp[c] != xp[c]) {
-                        yp[c] = xp[c];
-                        best[c] = at;
-                    }
-                }
+                clnet__max_pool2d_pixel(yp, best, image + (size_t)at * s.x_stride, at, s.C);
             }
         }
     }
@@ -4660,9 +4673,9 @@ static void clnet__max_pool2d_forward(clnet_graph *g, clnet_node *node, const cl
     (void)g;
     const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
     const size_t at = clnet__at(node->out, p->n0, p->c0);
-    clnet_ref_max_pool2d_forward(clnet__value(node->out) + at, clnet__integers(node->saved[0]) + at,
-                                 clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
-                                 &s);
+    clnet_ref_max_pool2d_forward(
+        clnet__value(node->out) + at, node->backward ? clnet__integers(node->saved[0]) + at : NULL,
+        clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
 }
 
 static void clnet__max_pool2d_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {

@@ -577,6 +577,32 @@ static void test_epilogues(void) {
     clnet_context_destroy(ctx);
 }
 
+// Max pooling that notes no argmax, as nobody asks for a gradient: the same values, NaN with them.
+static void test_pooling_without_argmax(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_real image[2 * 19 * 7 * 6];
+    for (size_t i = 0; i < sizeof image / sizeof *image; i++) {
+        image[i] = i % 97 ? (clnet_real)clnet_random_normal(5, 0, i) : (clnet_real)NAN;
+    }
+    clnet_graph *graphs[2];
+    clnet_tensor *out[2];
+    for (int i = 0; i < 2; i++) {
+        clnet_graph *g = graphs[i] = clnet_graph_create(ctx);
+        clnet_tensor *x = clnet_tensor_require_grad(clnet_input(g, "x", 2, 19, 7, 6));
+        out[i] = clnet_max_pool2d(
+            g, x,
+            &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {2, 2}, .padding = {1, 1}});
+        clnet_graph_build(g, &(clnet_build_desc){.loss = i ? out[i] : NULL});
+        clnet_tensor_set(x, image, CLNET_ORDER_TORCH);
+        CHECK(clnet_graph_forward(g) == CLNET_OK, "%s", clnet_error(ctx));
+    }
+    CHECK(!out[0]->producer->backward && out[1]->producer->backward, "who notes an argmax");
+    CHECK(same_values(out[0], out[1], false), "values");
+    clnet_graph_destroy(graphs[0]);
+    clnet_graph_destroy(graphs[1]);
+    clnet_context_destroy(ctx);
+}
+
 // A part is read after the whole is, so that the first gradient added to their memory is the part's;
 // another comes from max pooling.
 static void test_part_read_last(void) {
@@ -1386,6 +1412,7 @@ int main(void) {
     test_sharing_changes_nothing();
     test_concatenation_in_place();
     test_epilogues();
+    test_pooling_without_argmax();
     test_part_read_last();
     test_backward_from_relu();
     test_plan();
