@@ -582,7 +582,7 @@ static void test_pooling_without_argmax(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_real image[2 * 19 * 7 * 6];
     for (size_t i = 0; i < sizeof image / sizeof *image; i++) {
-        image[i] = i % 97 ? (clnet_real)clnet_random_normal(5, 0, i) : (clnet_real)NAN;
+        image[i] = i % 97 != 50 ? (clnet_real)clnet_random_normal(5, 0, i) : (clnet_real)NAN;
     }
     clnet_graph *graphs[2];
     clnet_tensor *out[2];
@@ -590,8 +590,7 @@ static void test_pooling_without_argmax(void) {
         clnet_graph *g = graphs[i] = clnet_graph_create(ctx);
         clnet_tensor *x = clnet_tensor_require_grad(clnet_input(g, "x", 2, 19, 7, 6));
         out[i] = clnet_max_pool2d(
-            g, x,
-            &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {2, 2}, .padding = {1, 1}});
+            g, x, &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {2, 2}, .padding = {1, 1}});
         clnet_graph_build(g, &(clnet_build_desc){.loss = i ? out[i] : NULL});
         clnet_tensor_set(x, image, CLNET_ORDER_TORCH);
         CHECK(clnet_graph_forward(g) == CLNET_OK, "%s", clnet_error(ctx));
