@@ -292,7 +292,8 @@ typedef struct clnet_build_desc {
                          // gradient is 1 (or loss_scale); else the caller sets it with
                          // clnet_tensor_set_grad before each backward
     bool no_weight_grad; // gradients only for tensors with clnet_tensor_require_grad (inputs, CAM)
-    bool keep_all;       // every activation keeps its values: for looking at them, costs memory
+    bool keep_all;       // every activation keeps its values: for looking at them, costs memory;
+                         // else backward computes again what costs little, with the same bits
     bool no_initial_weights; // weights stay 0: they are loaded next
     uint64_t seed;           // of the initial weights and of dropout
 } clnet_build_desc;
@@ -984,16 +985,21 @@ typedef struct clnet_sizes {
 } clnet_sizes;
 
 // mean, invstd (C): saved for backward. In training they are the batch's, and running_mean and
-// running_var (C) are updated; in evaluation they come from the running ones.
+// running_var (C) are updated; in evaluation they come from the running ones. factor, shift (C): saved
+// for `again`, which makes the very same y = (x - mean) factor + shift once more.
 typedef struct clnet_batch_norm_options {
     double eps, momentum;
     bool training;
 } clnet_batch_norm_options;
 CLNET_API void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *invstd,
+                                            clnet_real *factor, clnet_real *shift,
                                             clnet_real *running_mean, clnet_real *running_var,
                                             const clnet_real *x, const clnet_real *w,
                                             const clnet_real *b, const clnet_batch_norm_options *o,
                                             const clnet_sizes *s);
+CLNET_API void clnet_ref_batch_norm_again(clnet_real *y, const clnet_real *x,
+                                          const clnet_real *mean, const clnet_real *factor,
+                                          const clnet_real *shift, const clnet_sizes *s);
 CLNET_API void clnet_ref_batch_norm_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
                                              const clnet_real *dy, const clnet_real *x,
                                              const clnet_real *w, const clnet_real *mean,
@@ -1116,21 +1122,23 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
 // kernels.cl; (5) rows in the case table of tests/verify_cases.h - the coverage test names an
 // operation that has none.
 
-// X(ENUM, name, cut, reads): how the CPU cuts a node into tasks, and what backward reads.
+// X(ENUM, name, cut, reads): how the CPU cuts a node into tasks, what backward reads, and whether the
+// output may be computed again for it (see >>plan).
 #define CLNET_OPS(X)                                                                               \
     X(CONV2D, conv2d, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
     X(LINEAR, linear, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
-    X(BATCH_NORM, batch_norm, CHANNELS, CLNET_READS(0) | CLNET_READS(1))                           \
-    X(RELU, relu, IMAGES_AND_CHANNELS, CLNET_READS_OUT)                                            \
+    X(BATCH_NORM, batch_norm, CHANNELS, CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)             \
+    X(RELU, relu, IMAGES_AND_CHANNELS, CLNET_READS_OUT | CLNET_AGAIN)                              \
     X(SIGMOID, sigmoid, IMAGES_AND_CHANNELS, CLNET_READS_OUT)                                      \
     X(SOFTMAX, softmax, IMAGES, CLNET_READS_OUT)                                                   \
     X(MAX_POOL2D, max_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
     X(AVG_POOL2D, avg_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
     X(GLOBAL_AVG_POOL, global_avg_pool, IMAGES_AND_CHANNELS, 0)                                    \
-    X(UPSAMPLE_BILINEAR, upsample_bilinear, IMAGES_AND_CHANNELS, 0)                                \
-    X(CONCAT, concat, IMAGES, 0)                                                                   \
-    X(ADD, add, IMAGES_AND_CHANNELS, 0)                                                            \
-    X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS, CLNET_READS(0) | CLNET_READS(1))        \
+    X(UPSAMPLE_BILINEAR, upsample_bilinear, IMAGES_AND_CHANNELS, CLNET_AGAIN)                      \
+    X(CONCAT, concat, IMAGES, CLNET_AGAIN)                                                         \
+    X(ADD, add, IMAGES_AND_CHANNELS, CLNET_AGAIN)                                                  \
+    X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS,                                         \
+      CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)                                               \
     X(ATTENTION_RESIDUAL, attention_residual, WHOLE, CLNET_READS(0) | CLNET_READS(1))              \
     X(DROPOUT, dropout, WHOLE, 0)                                                                  \
     X(FLIP, flip, IMAGES, CLNET_READS(1))                                                          \
@@ -1141,6 +1149,7 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
 
 #define CLNET_READS(input) (1u << (input)) // the values of that input
 #define CLNET_READS_OUT    (1u << 31)      // the values of the output
+#define CLNET_AGAIN        (1u << 30)      // forward costs little more than reading its inputs
 
 typedef enum clnet_op {
 #define X(ENUM, name, cut, reads) CLNET_OP_##ENUM,
@@ -1207,6 +1216,7 @@ struct clnet_node {
     clnet_tensor *summand;  // what an addition behind it adds; NULL: none
     bool relu;              // at the end
     bool absorbed;          // of what follows: in evaluation it has nothing left to do
+    int again;     // before the backward of that node its forward runs once more; -1: it does not
     union {
         clnet_conv2d_desc conv2d;
         clnet_batch_norm_desc batch_norm;
@@ -3792,6 +3802,7 @@ static const clnet__cpu *clnet__cpu_of(const clnet_graph *g);
 static void *clnet__workspace(const clnet_graph *g);
 #endif
 static bool clnet__training(const clnet_graph *g);
+static bool clnet__again(const clnet_graph *g);
 static uint64_t clnet__dropout_stream(const clnet_graph *g, const clnet_node *node, uint64_t *seed);
 static bool clnet__valid(clnet_tensor *const *x, int count);
 
@@ -4212,17 +4223,42 @@ static void clnet__batch_norm_statistics(double *mean, double *var, const clnet_
     }
 }
 
-void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *invstd,
-                                  clnet_real *running_mean, clnet_real *running_var,
-                                  const clnet_real *x, const clnet_real *w, const clnet_real *b,
-                                  const clnet_batch_norm_options *o, const clnet_sizes *s) {
-    const size_t pixels = clnet__volume(s->N, s->H, s->W);
+void clnet_ref_batch_norm_again(clnet_real *y, const clnet_real *x, const clnet_real *mean,
+                                const clnet_real *factor, const clnet_real *shift,
+                                const clnet_sizes *s) {
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
                  ys = clnet__or_size(s->y_stride, (size_t)s->C);
+    for (size_t p = 0; p < clnet__volume(s->N, s->H, s->W); p++) {
+        const clnet_real *xp = x + p * xs; // may be y's, where the graph says so
+        clnet_real *yp = y + p * ys;
+        CLNET__SIMD
+        for (int c = 0; c < s->C; c++) {
+            yp[c] = (xp[c] - mean[c]) * factor[c] + shift[c];
+        }
+    }
+}
+
+// What is saved of a channel with the mean `centre`, the batch's or the running one.
+static void clnet__batch_norm_save(clnet_real *mean, clnet_real *invstd, clnet_real *factor,
+                                   clnet_real *shift, double centre, double var, clnet_real w,
+                                   clnet_real b, double eps) {
+    const double scale = 1 / sqrt(var + eps);
+    *mean = (clnet_real)centre;
+    *invstd = (clnet_real)scale;
+    *factor = (clnet_real)((double)w * scale);
+    *shift = (clnet_real)((double)b - (centre - (double)*mean) * (double)w * scale);
+}
+
+void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *invstd,
+                                  clnet_real *factor, clnet_real *shift, clnet_real *running_mean,
+                                  clnet_real *running_var, const clnet_real *x, const clnet_real *w,
+                                  const clnet_real *b, const clnet_batch_norm_options *o,
+                                  const clnet_sizes *s) {
+    const size_t pixels = clnet__volume(s->N, s->H, s->W);
+    const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C);
     for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
         const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
         double centre[CLNET__CHANNEL_BLOCK], var[CLNET__CHANNEL_BLOCK];
-        clnet_real factor[CLNET__CHANNEL_BLOCK], shift[CLNET__CHANNEL_BLOCK];
         if (o->training) {
             clnet__batch_norm_statistics(centre, var, x + c0, pixels, xs, count);
         }
@@ -4240,22 +4276,11 @@ void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *i
                 centre[c] = (double)running_mean[i];
                 var[c] = (double)running_var[i];
             }
-            const double scale = 1 / sqrt(var[c] + o->eps);
-            mean[i] = (clnet_real)centre[c];
-            invstd[i] = (clnet_real)scale;
-            factor[c] = (clnet_real)((double)w[i] * scale);
-            shift[c] =
-                (clnet_real)((double)b[i] - (centre[c] - (double)mean[i]) * (double)w[i] * scale);
-        }
-        for (size_t p = 0; p < pixels; p++) {
-            const clnet_real *xp = x + p * xs + c0; // may be y's, where the graph says so
-            clnet_real *yp = y + p * ys + c0;
-            CLNET__SIMD
-            for (int c = 0; c < count; c++) {
-                yp[c] = (xp[c] - mean[c0 + c]) * factor[c] + shift[c];
-            }
+            clnet__batch_norm_save(mean + i, invstd + i, factor + i, shift + i, centre[c], var[c],
+                                   w[i], b[i], o->eps);
         }
     }
+    clnet_ref_batch_norm_again(y, x, mean, factor, shift, s);
 }
 
 void clnet_ref_batch_norm_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
@@ -4310,16 +4335,24 @@ static clnet_batch_norm_options clnet__batch_norm_options(const clnet_graph *g,
                                       .training = clnet__training(g)};
 }
 
-// in: x, weight, bias, running_mean, running_var; saved: mean, invstd.
+// in: x, weight, bias, running_mean, running_var; saved: mean, invstd, factor and shift.
 static void clnet__batch_norm_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     const clnet_sizes s = clnet__sizes(node, p);
     const clnet_batch_norm_options o = clnet__batch_norm_options(g, node);
     const int c = p->c0;
-    clnet_ref_batch_norm_forward(clnet__value(node->out) + c, clnet__value(node->saved[0]) + c,
-                                 clnet__value(node->saved[1]) + c, clnet__value(node->in[3]) + c,
-                                 clnet__value(node->in[4]) + c, clnet__value(node->in[0]) + c,
-                                 clnet__value(node->in[1]) + c, clnet__value(node->in[2]) + c, &o,
-                                 &s);
+    const clnet_tensor *const line = node->saved[2];
+    const clnet_real *x = clnet__value(node->in[0]) + c;
+    clnet_real *y = clnet__value(node->out) + c, *mean = clnet__value(node->saved[0]) + c;
+    clnet_real *factor = clnet__value(line) + clnet__at(line, 0, c);
+    clnet_real *shift = clnet__value(line) + clnet__at(line, 1, c);
+    if (clnet__again(g)) {
+        clnet_ref_batch_norm_again(y, x, mean, factor, shift, &s);
+    } else {
+        clnet_ref_batch_norm_forward(y, mean, clnet__value(node->saved[1]) + c, factor, shift,
+                                     clnet__value(node->in[3]) + c, clnet__value(node->in[4]) + c,
+                                     x, clnet__value(node->in[1]) + c,
+                                     clnet__value(node->in[2]) + c, &o, &s);
+    }
 }
 
 static void clnet__batch_norm_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
@@ -4350,7 +4383,7 @@ clnet_tensor *clnet_batch_norm(clnet_graph *g, clnet_tensor *x, const clnet_batc
         clnet__buffer(clnet__weight(g, d->name, "running_var", 1, shape, constant, 1))};
     clnet_node *node = clnet__node(g, CLNET_OP_BATCH_NORM, in, 5);
     if (!node || !clnet__saved(node, 0, 1, C, 1, 1, false) ||
-        !clnet__saved(node, 1, 1, C, 1, 1, false)) {
+        !clnet__saved(node, 1, 1, C, 1, 1, false) || !clnet__saved(node, 2, 2, C, 1, 1, false)) {
         return NULL;
     }
     node->desc.batch_norm = (clnet_batch_norm_desc){.eps = clnet__or_double(d->eps, 1e-5),
@@ -5931,7 +5964,8 @@ clnet_tensor *clnet_weighted_sum(clnet_graph *g, clnet_tensor *const *x, const d
 // >>plan
 // The list of nodes, and the plan of its memory. Time runs from 0 to 2n - 1: node i runs forward at i
 // and backward at 2n - 1 - i. Every value, gradient and saved tensor lives from its first write to
-// its last read on that line; two that never live at the same time may share bytes.
+// its last read on that line, a value that is computed again (see clnet__plan_again) in two parts; two
+// that never live at the same time may share bytes.
 
 // A slab in pieces: devices give only a part of their memory at a time. No tensor crosses a border.
 typedef struct clnet__slab {
@@ -5955,6 +5989,7 @@ struct clnet_graph {
     int batch, largest_batch; // 0 before the first input
     bool failed, planned, built, training;
     bool keep_all;
+    bool again; // forward runs for values that backward needs and that were not kept
     bool fresh; // a forward has run since the last backward, which overwrites activations
     uint64_t seed, step, batches; // batches: forwards in training, BN's num_batches_tracked
     double loss_scale;
@@ -5970,6 +6005,7 @@ static const clnet__cpu *clnet__cpu_of(const clnet_graph *g) { return &g->ctx->c
 static void *clnet__workspace(const clnet_graph *g) { return g->workspace.handle; }
 #endif
 static bool clnet__training(const clnet_graph *g) { return g->training; }
+static bool clnet__again(const clnet_graph *g) { return g->again; }
 
 // Every dropout node of every step draws from a stream of its own.
 static uint64_t clnet__dropout_stream(const clnet_graph *g, const clnet_node *node,
@@ -6181,6 +6217,7 @@ static clnet_node *clnet__node(clnet_graph *g, clnet_op op, clnet_tensor *const 
     }
     node->op = op;
     node->index = g->node_count - 1;
+    node->again = -1;
     node->inputs = inputs;
     for (int i = 0; i < inputs; i++) {
         node->in[i] = in[i];
@@ -6410,43 +6447,106 @@ static clnet_tensor *clnet__owner(clnet_tensor *t) {
     return t;
 }
 
+// A part of the time line; none of it where first > last.
+typedef struct clnet__life {
+    int first, last;
+} clnet__life;
+
+static const clnet__life clnet__never = {INT_MAX, -2};
+
+static void clnet__extend(clnet__life *span, int first, int last) {
+    span->first = clnet__min(span->first, first);
+    span->last = clnet__max(span->last, last);
+}
+
+static bool clnet__meet(const clnet__life *a, const clnet__life *b) {
+    return a->first <= b->last && b->first <= a->last;
+}
+
 // One stretch of memory to be placed: a value or a gradient, and when it lives.
 typedef struct clnet__block {
     clnet_tensor *tensor;
     bool gradient;
-    int first, last;
+    clnet__life life, again; // again: of a value that is computed a second time
     size_t bytes, offset;
 } clnet__block;
 
-static clnet__block clnet__value_block(const clnet_graph *g, clnet_tensor *t, bool keep_all) {
-    const int n = g->node_count, born = t->producer ? t->producer->index : -1;
-    clnet__block b = {.tensor = t, .first = born, .last = clnet__max(born, t->last_use)};
-    if (t->role == CLNET_ROLE_INPUT || t->keep || keep_all) {
-        b.last = 2 * n;
+static bool clnet__together(const clnet__block *a, const clnet__block *b) {
+    return clnet__meet(&a->life, &b->life) || clnet__meet(&a->life, &b->again) ||
+           clnet__meet(&a->again, &b->life) || clnet__meet(&a->again, &b->again);
+}
+
+// When backward reads the values of t, be it to compute others again.
+static clnet__life clnet__backward_life(const clnet_graph *g, const clnet_tensor *t) {
+    const int end = 2 * g->node_count - 1;
+    const clnet_node *producer = t->producer;
+    clnet__life life = clnet__never;
+    if (producer && t->role == CLNET_ROLE_SAVED && producer->again >= 0) {
+        clnet__extend(&life, end - producer->again, end - producer->again);
     }
-    // Backward reads run in the opposite order, so the earliest node that reads is the last.
-    if (t->producer && t->producer->backward &&
-        (t->role == CLNET_ROLE_SAVED || clnet__reads(t->producer->op) & CLNET_READS_OUT)) {
-        b.last = clnet__max(b.last, 2 * n - 1 - born);
+    if (producer && producer->backward &&
+        (t->role == CLNET_ROLE_SAVED || clnet__reads(producer->op) & CLNET_READS_OUT)) {
+        clnet__extend(&life, end - producer->index, end - producer->index);
     }
     for (int k = 0; k <= t->last_use; k++) {
         const clnet_node *node = g->nodes[k];
-        for (int j = 0; node->backward && j < node->inputs; j++) {
-            if (node->in[j] == t && clnet__reads(node->op) & CLNET_READS(j)) {
-                b.last = clnet__max(b.last, 2 * n - 1 - k);
+        for (int j = 0; j < node->inputs; j++) {
+            if (node->in[j] == t && node->backward && clnet__reads(node->op) & CLNET_READS(j)) {
+                clnet__extend(&life, end - k, end - k);
+            }
+            if (node->in[j] == t && node->again >= 0) {
+                clnet__extend(&life, end - node->again, end - node->again);
             }
         }
     }
-    return b;
+    return life;
 }
 
-static clnet__block clnet__gradient_block(const clnet_graph *g, clnet_tensor *t) {
+// Whether all that lies in a tensor's memory may be computed again.
+static bool clnet__cheap(const clnet_graph *g, const clnet_tensor *owner) {
+    bool cheap = true;
+    for (int i = 0; i < g->tensor_count && cheap; i++) {
+        clnet_tensor *t = g->tensors[i];
+        cheap = clnet__owner(t) != owner ||
+                (t->role == CLNET_ROLE_ACTIVATION && !t->keep && t != g->loss &&
+                 clnet__reads(t->producer->op) & CLNET_AGAIN);
+    }
+    return cheap;
+}
+
+// Pass "again": what costs little to compute is not kept from forward to backward but computed once
+// more, before the backward that reads it first; so of a convolution, batch norm and ReLU one tensor
+// stays, the convolution's output. Nodes whose outputs share memory all run again, or none of them.
+// From the last node on, since one that runs again reads its inputs then.
+static void clnet__plan_again(clnet_graph *g) {
+    for (int i = g->node_count - 1; i >= 0 && !g->keep_all && g->loss; i--) {
+        clnet_node *node = g->nodes[i];
+        const clnet__life life = clnet__backward_life(g, node->out);
+        if (life.first <= life.last && clnet__cheap(g, clnet__owner(node->out))) {
+            node->again = 2 * g->node_count - 1 - life.first;
+        }
+    }
+}
+
+// The life of a value, in two parts where it is computed again.
+static void clnet__value_life(const clnet_graph *g, const clnet_tensor *t, bool keep_all,
+                              clnet__life *life, clnet__life *again) {
+    const int born = t->producer ? t->producer->index : -1;
+    const clnet__life backward = clnet__backward_life(g, t);
+    const bool twice = t->role == CLNET_ROLE_ACTIVATION && t->producer->again >= 0;
+    clnet__extend(life, born, clnet__max(born, t->last_use));
+    if (backward.first <= backward.last) {
+        clnet__extend(twice ? again : life, backward.first, backward.last);
+    }
+    if (t->role == CLNET_ROLE_INPUT || t->keep || keep_all) {
+        clnet__extend(life, born, 2 * g->node_count);
+    }
+}
+
+static void clnet__gradient_life(const clnet_graph *g, const clnet_tensor *t, clnet__life *life) {
     const int n = g->node_count, reader = clnet__last_backward_reader(g, t);
-    return (clnet__block){.tensor = t,
-                          .gradient = true,
-                          .first = t == g->loss ? n : 2 * n - 1 - reader,
-                          .last = t->require_grad || !t->producer ? 2 * n
-                                                                  : 2 * n - 1 - t->producer->index};
+    clnet__extend(life, t == g->loss ? n : 2 * n - 1 - reader,
+                  t->require_grad || !t->producer ? 2 * n : 2 * n - 1 - t->producer->index);
 }
 
 static size_t clnet__tensor_bytes(const clnet_tensor *t) {
@@ -6465,21 +6565,22 @@ static bool clnet__in_arena(const clnet_tensor *t, bool gradient) {
 // nothing does.
 static bool clnet__plan_block(const clnet_graph *g, clnet_tensor *owner, bool gradient,
                               bool keep_all, clnet__block *block) {
-    bool found = false;
+    *block = (clnet__block){.tensor = owner,
+                            .gradient = gradient,
+                            .life = clnet__never,
+                            .again = clnet__never,
+                            .bytes = clnet__tensor_bytes(owner)};
     for (int i = 0; i < g->tensor_count; i++) {
         clnet_tensor *t = g->tensors[i];
         if (clnet__owner(t) == owner && clnet__in_arena(t, gradient)) {
-            const clnet__block b =
-                gradient ? clnet__gradient_block(g, t) : clnet__value_block(g, t, keep_all);
-            block->first = found ? clnet__min(block->first, b.first) : b.first;
-            block->last = found ? clnet__max(block->last, b.last) : b.last;
-            found = true;
+            if (gradient) {
+                clnet__gradient_life(g, t, &block->life);
+            } else {
+                clnet__value_life(g, t, keep_all, &block->life, &block->again);
+            }
         }
     }
-    block->tensor = owner;
-    block->gradient = gradient;
-    block->bytes = clnet__tensor_bytes(owner);
-    return found;
+    return block->life.first <= block->life.last;
 }
 
 // The blocks of everything in the arena.
@@ -6500,7 +6601,8 @@ static int clnet__larger_block(const void *a, const void *b) {
     if (x->bytes != y->bytes) {
         return x->bytes > y->bytes ? -1 : 1;
     }
-    return x->first != y->first ? x->first - y->first : (int)x->gradient - (int)y->gradient;
+    const int later = x->life.first - y->life.first;
+    return later ? later : (int)x->gradient - (int)y->gradient;
 }
 
 static void clnet__set_batch(clnet_graph *g, int batch) {
@@ -6556,7 +6658,7 @@ static size_t clnet__place(clnet__block *blocks, int count, size_t piece) {
         clnet__block b = blocks[i];
         for (int k = 0; k < i && blocks[k].offset < b.offset + b.bytes; k++) {
             const size_t past = blocks[k].offset + blocks[k].bytes;
-            if (blocks[k].first <= b.last && b.first <= blocks[k].last && past > b.offset) {
+            if (past > b.offset && clnet__together(&blocks[k], &b)) {
                 b.offset = clnet__whole(past, b.bytes, piece);
             }
         }
@@ -6792,6 +6894,7 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
     clnet__plan_epilogues(g, d);
     clnet__plan_concat(g, d);
     g->keep_all = d->keep_all;
+    clnet__plan_again(g);
     if (!clnet__plan_weights(g) || !clnet__plan_moments(g) || clnet__check_pieces(g) != CLNET_OK ||
         !clnet__plan_arena(g)) {
         return g->ctx->result;
@@ -6974,6 +7077,17 @@ static clnet_result clnet__zero_inputs(clnet_graph *g, const clnet_node *node) {
     return g->ctx->result;
 }
 
+// Values that the backward of node `before` is the first to read and that were not kept.
+static void clnet__run_again(clnet_graph *g, int before) {
+    g->again = true;
+    for (int i = 0; i <= before && g->ctx->result == CLNET_OK; i++) {
+        if (g->nodes[i]->again == before) {
+            g->ctx->backend.forward(g, g->nodes[i]);
+        }
+    }
+    g->again = false;
+}
+
 clnet_result clnet_graph_backward(clnet_graph *g) {
     if (clnet__ready(g) != CLNET_OK || !g->loss) {
         return g ? clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
@@ -6990,6 +7104,7 @@ clnet_result clnet_graph_backward(clnet_graph *g) {
                                sizeof one);
     }
     for (int i = g->node_count - 1; i >= 0 && g->ctx->result == CLNET_OK; i--) {
+        clnet__run_again(g, i);
         if (g->nodes[i]->backward && clnet__zero_inputs(g, g->nodes[i]) == CLNET_OK) {
             g->ctx->backend.backward(g, g->nodes[i]);
         }

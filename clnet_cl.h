@@ -1719,11 +1719,12 @@ static clnet_result clnet__cl_linear_backward(clnet_graph *g, clnet_node *node) 
 }
 
 // >>batch_norm
-// The workspace: five rows of numbers per channel, then partial sums.
+// The workspace: three rows of numbers per channel, then partial sums. saved: mean, invstd, factor
+// and shift; where the output is computed again they are there.
 
 static size_t clnet__cl_batch_norm_workspace(const clnet_node *node) {
     const clnet_tensor *x = node->in[0];
-    return clnet__cl_channels(x) * (5 + 6 * clnet__cl_slices(clnet__cl_all_pixels(x)));
+    return clnet__cl_channels(x) * (3 + 6 * clnet__cl_slices(clnet__cl_all_pixels(x)));
 }
 
 // centre (in the first two rows) and the partial sums of squares around it.
@@ -1744,19 +1745,23 @@ static clnet_result clnet__cl_batch_norm_forward(clnet_graph *g, clnet_node *nod
     clnet__cl *cl = clnet__cl_of(g->ctx);
     const clnet_tensor *x = node->in[0], *y = node->out;
     const size_t C = clnet__cl_channels(x), pixels = clnet__cl_all_pixels(x);
-    const clnet__cl_place centre = clnet__cl_scratch(g, 0), partial = clnet__cl_scratch(g, 5 * C);
-    const clnet__cl_place factor = clnet__cl_scratch(g, 2 * C), shift = clnet__cl_scratch(g, 3 * C);
+    const clnet__cl_place centre = clnet__cl_scratch(g, 0), partial = clnet__cl_scratch(g, 3 * C);
     const clnet__cl_place mean = clnet__cl_value(node->saved[0]);
+    const clnet__cl_place factor = clnet__cl_value(node->saved[2]);
+    const clnet__cl_place shift = {factor.slab, factor.at + C};
     const clnet_batch_norm_desc *d = &node->desc.batch_norm;
-    if (g->training) {
+    if (g->training && !g->again) {
         clnet__cl_batch_norm_moments(g, x, partial);
     }
-    CLNET__CL_RUN(g->ctx, batch_norm_statistics, clnet__cl_plane(cl, C, 1), AT(mean),
-                  AT(clnet__cl_value(node->saved[1])), AT(clnet__cl_value(node->in[3])),
-                  AT(clnet__cl_value(node->in[4])), AT(factor), AT(shift), AT(partial), AT(centre),
-                  AT(clnet__cl_value(node->in[1])), AT(clnet__cl_value(node->in[2])),
-                  FLOAT(d->eps), FLOAT(d->momentum), FLOAT((double)pixels / ((double)pixels - 1)),
-                  INT(C), INT(pixels), INT(g->training ? clnet__cl_slices(pixels) : 0));
+    if (!g->again) {
+        CLNET__CL_RUN(g->ctx, batch_norm_statistics, clnet__cl_plane(cl, C, 1), AT(mean),
+                      AT(clnet__cl_value(node->saved[1])), AT(clnet__cl_value(node->in[3])),
+                      AT(clnet__cl_value(node->in[4])), AT(factor), AT(shift), AT(partial),
+                      AT(centre), AT(clnet__cl_value(node->in[1])),
+                      AT(clnet__cl_value(node->in[2])), FLOAT(d->eps), FLOAT(d->momentum),
+                      FLOAT((double)pixels / ((double)pixels - 1)), INT(C), INT(pixels),
+                      INT(g->training ? clnet__cl_slices(pixels) : 0));
+    }
     return CLNET__CL_RUN(g->ctx, batch_norm_apply, clnet__cl_elements(cl, x),
                          AT(clnet__cl_value(y)), AT(clnet__cl_value(x)), AT(mean), AT(factor),
                          AT(shift), INT(C), INT(pixels), INT(x->stride), INT(y->stride));
@@ -1768,7 +1773,7 @@ static clnet_result clnet__cl_batch_norm_backward(clnet_graph *g, clnet_node *no
     const size_t C = clnet__cl_channels(x), pixels = clnet__cl_all_pixels(x);
     const size_t slices = clnet__cl_slices(pixels);
     const clnet__cl_place scale = clnet__cl_scratch(g, 0), shift = clnet__cl_scratch(g, C);
-    const clnet__cl_place slope = clnet__cl_scratch(g, 2 * C), partial = clnet__cl_scratch(g, 5 * C);
+    const clnet__cl_place slope = clnet__cl_scratch(g, 2 * C), partial = clnet__cl_scratch(g, 3 * C);
     const clnet__cl_place dy = clnet__cl_grad(y), mean = clnet__cl_value(node->saved[0]);
     CLNET__CL_RUN(g->ctx, batch_norm_backward_sums, clnet__cl_sums(cl, C, slices, 1), AT(partial),
                   AT(dy), AT(clnet__cl_value(x)), AT(mean), INT(C), INT(pixels), INT(slices),

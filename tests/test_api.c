@@ -980,14 +980,18 @@ static clnet_model *open_model(clnet_context *ctx, uint64_t seed) {
 
 // Step t of a training with data of its own; both tasks, some images without one of the truths.
 static void model_step(clnet_model *m, int t) {
-    const size_t pixels = clnet_tensor_count(m->mask);
+    const size_t pixels = m->mask ? clnet_tensor_count(m->mask) : 0;
     clnet_real *mask = malloc(pixels * sizeof *mask);
     fill(m->image, (uint64_t)(100 + t));
     for (size_t i = 0; mask && i < pixels; i++) {
         mask[i] = t % 3 == 2 && i < pixels / 2 ? -1 : clnet_random_uniform(9, (uint64_t)t, i) < 0.4;
     }
-    clnet_tensor_set(m->mask, mask, CLNET_ORDER_TORCH);
-    clnet_tensor_set(m->label, (int32_t[]){t % 3, t % 2 ? -1 : 1}, CLNET_ORDER_TORCH);
+    if (m->mask) {
+        clnet_tensor_set(m->mask, mask, CLNET_ORDER_TORCH);
+    }
+    if (m->label) {
+        clnet_tensor_set(m->label, (int32_t[]){t % 3, t % 2 ? -1 : 1}, CLNET_ORDER_TORCH);
+    }
     clnet_train_step(m->adam, clnet_poly_lr(1e-3, (uint64_t)t, 20, 0.96));
     free(mask);
 }
@@ -1025,6 +1029,58 @@ static void *train_alone(void *arg) {
         model_step(j->model, t);
     }
     return NULL;
+}
+
+// Nodes that backward runs once more.
+static int nodes_again(const clnet_graph *g) {
+    int count = 0;
+    for (int i = 0; i < clnet_graph_nodes(g); i++) {
+        count += clnet_graph_node_output(g, i)->producer->again >= 0;
+    }
+    return count;
+}
+
+// What backward computes again has the bits of what is kept: weights, running statistics and gradients
+// after three steps, of networks that have all that there is, on the fast path and on the plain loops.
+static void test_computed_again(void) {
+    static const struct {
+        const char *name;
+        clnet_fusion fusion;
+        clnet_context_desc context;
+    } cases[] = {{"resnet50+unet", CLNET_FUSION_SHARED, {.threads = 1}},
+                 {"resnet50+unet", CLNET_FUSION_SHARED, {.threads = 3}},
+                 {"resnet50+unet", CLNET_FUSION_SHARED, {.threads = 2, .reference = true}},
+                 {"arlnet50+resunet", CLNET_FUSION_PER_TASK, {.threads = 2}},
+                 {"inception_v3+unet", CLNET_FUSION_SHARED, {.threads = 2}},
+                 {"inception_v3", CLNET_FUSION_SHARED, {.threads = 2}},
+                 {"unet", CLNET_FUSION_SHARED, {.threads = 2}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        clnet_context *ctx = clnet_context_create(&cases[i].context);
+        clnet_model_desc desc = {.name = cases[i].name,
+                                 .width = 1.0 / 32,
+                                 .size = {75, 80},
+                                 .batch = 2,
+                                 .fusion = cases[i].fusion,
+                                 .purpose = CLNET_TRAIN,
+                                 .seed = 2};
+        clnet_model *m = clnet_model_create(ctx, &desc);
+        desc.keep_all = true;
+        clnet_model *all = clnet_model_create(ctx, &desc);
+        for (int t = 0; m && all && t < 3; t++) {
+            model_step(m, t);
+            model_step(all, t);
+        }
+        CHECK(clnet_context_result(ctx) == CLNET_OK, "%s: %s", cases[i].name, clnet_error(ctx));
+        CHECK(nodes_again(m->graph) > 0 && nodes_again(all->graph) == 0, "%s: %d nodes again, %d",
+              cases[i].name, nodes_again(m->graph), nodes_again(all->graph));
+        CHECK(different_weights(m->graph, all->graph, false) == 0, "%s: %d weights differ",
+              cases[i].name, different_weights(m->graph, all->graph, false));
+        CHECK(different_weights(m->graph, all->graph, true) == 0, "%s: %d gradients differ",
+              cases[i].name, different_weights(m->graph, all->graph, true));
+        clnet_model_destroy(m);
+        clnet_model_destroy(all);
+        clnet_context_destroy(ctx);
+    }
 }
 
 static void test_two_contexts_in_two_threads(void) {
@@ -1425,6 +1481,7 @@ int main(void) {
     test_gradient_of_one_weight();
     test_nan();
     test_threads_agree();
+    test_computed_again();
     test_two_contexts_in_two_threads();
     test_save_and_load();
     test_resume();

@@ -136,6 +136,7 @@ static const struct {
     F(clnet_ref_linear_forward),
     F(clnet_ref_linear_backward),
     F(clnet_ref_batch_norm_forward),
+    F(clnet_ref_batch_norm_again),
     F(clnet_ref_batch_norm_backward),
     F(clnet_ref_relu_forward),
     F(clnet_ref_relu_backward),

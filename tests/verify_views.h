@@ -47,7 +47,7 @@ static int view_differences(const view_pair *v) {
 // Inputs, outputs and gradients of an operation, and what both runs share.
 typedef struct view_test {
     view_pair x, y, dx, dy;
-    float w[VIEW_FLOATS], b[64], mean[64], invstd[64], running[2][64];
+    float w[VIEW_FLOATS], b[64], mean[64], invstd[64], line[2][64], running[2][64];
     int32_t argmax[2][VIEW_FLOATS];
     size_t xs, ys; // strides of this run
     bool wide;
@@ -98,8 +98,9 @@ static clnet_sizes view_sizes(const view_test *t) {
 static void view_batch_norm(view_test *t) {
     const clnet_sizes s = view_sizes(t);
     const clnet_batch_norm_options o = {.eps = 1e-5, .momentum = 0.1, .training = true};
-    clnet_ref_batch_norm_forward(view_of(t, &t->y), t->mean, t->invstd, t->running[0],
-                                 t->running[1], view_of(t, &t->x), t->w, t->b, &o, &s);
+    clnet_ref_batch_norm_forward(view_of(t, &t->y), t->mean, t->invstd, t->line[0], t->line[1],
+                                 t->running[0], t->running[1], view_of(t, &t->x), t->w, t->b, &o,
+                                 &s);
     clnet_ref_batch_norm_backward(view_of(t, &t->dx), NULL, NULL, view_of(t, &t->dy),
                                   view_of(t, &t->x), t->w, t->mean, t->invstd, &o, &s);
 }
