@@ -567,67 +567,51 @@ void direct_tap(tile *t, global const float *const row[GEMM_ROWS], global const 
     }
 }
 
-// y = b + x * w, as conv2d_forward. Grid: vectors of columns, rows, groups.
+// Forward y = b + x * w; backward dx += dy * w, w with transposed taps.
+void direct_pass(const tile_store pass, global float *out, global const float *in,
+                 global const float *w, global const float *bias, const conv_sizes s) {
+    const bool backward = pass == STORE_ADD;
+    const int group = get_global_id(2), row0 = item_row();
+    const int terms = (backward ? s.OC : s.C) / s.groups;
+    const int columns = (backward ? s.C : s.OC) / s.groups;
+    const int height = backward ? s.H : s.OH, width = backward ? s.W : s.OW;
+    const int rows = s.N * height * width, column = get_global_id(0) * DIRECT_COLUMNS;
+    const ulong stride = backward ? columns : s.OC, taps = (ulong)terms * columns * s.groups;
+    if (row0 >= rows || column >= columns) {
+        return;
+    }
+    w += column + group * (backward ? terms * stride : columns);
+    tile t;
+    tile_clear(&t);
+    for (int tap = 0; tap < s.KH * s.KW; tap++, w += taps) {
+        global const float *row[GEMM_ROWS];
+#pragma unroll
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            const pixel p = pixel_of(row0 + i, rows, height, width);
+            row[i] = backward
+                         ? gradient_over(in, &s, p, tap / s.KW, tap % s.KW, group * terms)
+                         : input_under(in, &s, p, tap / s.KW, tap % s.KW, group * terms);
+        }
+        direct_tap(&t, row, in, terms, w, stride, columns - column);
+    }
+    tile_output(out + group * columns, &t, bias ? bias + group * columns : 0, pass, row0, rows,
+                column, GEMM_WIDTH, columns, backward ? s.x_stride : s.y_stride);
+}
+
+// As conv2d_forward. Grid: vectors of columns, rows, groups.
 kernel void direct_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), const conv_sizes s) {
     OPEN(y);
     OPEN(x);
     OPEN(w);
-    const int group = get_global_id(2), IC = s.C / s.groups, OC = s.OC / s.groups;
-    const int row0 = item_row(), column = get_global_id(0) * DIRECT_COLUMNS;
-    const int rows = s.N * s.OH * s.OW;
-    if (row0 >= rows || column >= OC) {
-        return;
-    }
-    pixel out[GEMM_ROWS];
-#pragma unroll
-    for (int i = 0; i < GEMM_ROWS; i++) {
-        out[i] = pixel_of(row0 + i, rows, s.OH, s.OW);
-    }
-    tile t;
-    tile_clear(&t);
-    for (int tap = 0; tap < s.KH * s.KW; tap++) {
-        global const float *row[GEMM_ROWS];
-#pragma unroll
-        for (int i = 0; i < GEMM_ROWS; i++) {
-            row[i] = input_under(x, &s, out[i], tap / s.KW, tap % s.KW, group * IC);
-        }
-        direct_tap(&t, row, x, IC, w + (ulong)tap * IC * s.OC + group * OC + column, s.OC,
-                   OC - column);
-    }
-    global const float *bias = THERE(b) ? b_slab + b_at + group * OC : 0;
-    tile_output(y + group * OC, &t, bias, STORE_WRITE, row0, rows, column, GEMM_WIDTH, OC,
-                s.y_stride);
+    direct_pass(STORE_WRITE, y, x, w, THERE(b) ? b_slab + b_at : 0, s);
 }
 
-// dx += dy * t, as conv2d_backward_data with the taps transposed. Grid: vectors of columns, rows,
-// groups.
+// As conv2d_backward_data, but with transposed taps. Grid: vectors of columns, rows, groups.
 kernel void direct_backward_data(PLACE(dx), PLACE(dy), PLACE(w), const conv_sizes s) {
     OPEN(dx);
     OPEN(dy);
     OPEN(w);
-    const int group = get_global_id(2), IC = s.C / s.groups, OC = s.OC / s.groups;
-    const int row0 = item_row(), column = get_global_id(0) * DIRECT_COLUMNS;
-    const int rows = s.N * s.H * s.W;
-    if (row0 >= rows || column >= IC) {
-        return;
-    }
-    pixel in[GEMM_ROWS];
-#pragma unroll
-    for (int i = 0; i < GEMM_ROWS; i++) {
-        in[i] = pixel_of(row0 + i, rows, s.H, s.W);
-    }
-    tile t;
-    tile_clear(&t);
-    for (int tap = 0; tap < s.KH * s.KW; tap++) {
-        global const float *row[GEMM_ROWS];
-#pragma unroll
-        for (int i = 0; i < GEMM_ROWS; i++) {
-            row[i] = gradient_over(dy, &s, in[i], tap / s.KW, tap % s.KW, group * OC);
-        }
-        direct_tap(&t, row, dy, OC, w + ((ulong)tap * s.OC + group * OC) * IC + column, IC,
-                   IC - column);
-    }
-    tile_output(dx + group * IC, &t, 0, STORE_ADD, row0, rows, column, GEMM_WIDTH, IC, s.x_stride);
+    direct_pass(STORE_ADD, dx, dy, w, 0, s);
 }
 
 // The part of a line of outputs, from .x to before .y, whose tap at `first` + output * stride lies
