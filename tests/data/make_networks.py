@@ -22,15 +22,16 @@ net_CASE.expected.safetensors  F32 where no other type is named; everything comp
         float32.gradient, float32.probability          PyTorch's own float32 (default layout; 1 thread and 2) against
                                                        its float64: the worst relative L2 of a gradient tensor; the
                                                        worst absolute error of a probability
-        left_out                                       parameters without grad.NAME, where there are any: see below
         margin                                         distance of the nearest ReLU input or max-pooling tie from the
                                                        kink, in standard deviations of that channel
 
+A result of more than 2048 numbers is stored as every s-th of them, as one axis: s is the smallest number that leaves no
+more than 2048 and has no divisor in common with how many there are, so that every channel and every tap has its turn.
+
 A deep network in training mode amplifies rounding, and one ReLU that falls on the other side of 0 changes a gradient by
-more than any limit worth having. So the weights are drawn to be well conditioned (draw_weights) and the case is refused
-unless float32.gradient <= 1e-5 and margin >= 1e-5. Where that fails, change the seed or the weights, never the limits.
-In a network of 400 tensors a few sums nearly cancel, whatever the seed: their gradients are left out of the file, at
-most one in ten, and do not count for float32.gradient.
+more than any limit worth having. So the weights are drawn to be well conditioned (draw_weights), each channel is moved
+away from its kinks (step_off_kinks), and the case is refused unless float32.gradient <= 1e-5, of every single tensor,
+and margin >= 1e-5. Where that fails, change the seed or the weights, never the limits.
 (PyTorch's channels_last layout is no measure of this: it sums BN's gradients in one float32 running sum over N*H*W,
 which costs up to 7e-5 on these very cases.)
 """
@@ -50,23 +51,24 @@ from tensors import save_tensors
 HERE = os.path.dirname(os.path.abspath(__file__))
 GRADIENT_LIMIT = 1e-5
 MARGIN_LIMIT = 1e-5
-LEFT_OUT_SHARE = 0.1
+SAMPLES = 2048
 ADAM = {"lr": 1e-3, "weight_decay": 5e-4}
 CLASSES = 3
 
-# case: model, width, fusion, (N, H, W), layers of the stored activation maps, seed
+# case: model, width, fusion, (N, H, W), seed
 CASES = {
-    "resnet50": ("resnet50", 1 / 32, "shared", (4, 61, 45), (3, 4, 5), 1),
-    "unet": ("unet", 1 / 32, "shared", (3, 45, 70), (), 1),
-    "resunet": ("resunet", 1 / 32, "shared", (3, 64, 48), (), 1),
-    "resnet50_unet": ("resnet50+unet", 1 / 32, "shared", (3, 64, 48), (2, 4, 5), 138),
-    "resnet50_resunet": ("resnet50+resunet", 1 / 32, "shared", (3, 61, 50), (1, 5), 122),
-    "inception_v3": ("inception_v3", 1 / 16, "shared", (8, 75, 75), (3, 5), 0),
-    "arlnet50": ("arlnet50", 1 / 32, "shared", (4, 61, 45), (2, 4, 5), 69),
-    "inception_unet": ("inception_v3+unet", 1 / 32, "shared", (4, 75, 79), (1, 4), 57),
-    "arlnet50_unet": ("arlnet50+unet", 1 / 32, "shared", (4, 33, 40), (3,), 35),
-    "arlnet50_resunet": ("arlnet50+resunet", 1 / 32, "shared", (4, 37, 34), (), 2),
-    "per_task": ("resnet50+unet", 1 / 32, "per-task", (3, 48, 64), (3, 5), 48),
+    "resnet50": ("resnet50", 1 / 32, "shared", (4, 61, 45), 3),
+    "unet": ("unet", 1 / 32, "shared", (3, 45, 70), 0),
+    "resunet": ("resunet", 1 / 32, "shared", (3, 64, 48), 0),
+    "resnet50_unet": ("resnet50+unet", 1 / 32, "shared", (3, 64, 48), 2),
+    "resnet50_resunet": ("resnet50+resunet", 1 / 32, "shared", (3, 61, 50), 10),
+    "inception_v3": ("inception_v3", 1 / 16, "shared", (8, 75, 75), 3),
+    "inception_unet": ("inception_v3+unet", 3 / 64, "shared", (4, 107, 79), 130),
+    "inception_resunet": ("inception_v3+resunet", 3 / 64, "shared", (4, 107, 79), 21),
+    "arlnet50": ("arlnet50", 1 / 32, "shared", (4, 61, 45), 19),
+    "arlnet50_unet": ("arlnet50+unet", 1 / 32, "shared", (4, 33, 40), 66),
+    "arlnet50_resunet": ("arlnet50+resunet", 1 / 32, "shared", (4, 37, 34), 5),
+    "per_task": ("resnet50+unet", 1 / 32, "per-task", (3, 48, 64), 10),
 }
 
 
@@ -94,7 +96,11 @@ def draw_inputs(generator, n, height, width):
 # Where the long branches of Inception's blocks end. They count for little beside the short ones, as the residual
 # branches of a bottleneck do: through 47 layers in a row rounding grows too far.
 BRANCH_END = re.compile(r"(branch5x5_2|branch3x3|branch3x3_2.?|branch3x3dbl_3.?|branch7x7_3|branch7x7dbl_5|branch7x7x3_4)\.bn$")
-BRANCH_SHARE = 0.2
+BRANCH_SHARE = 0.1
+
+# What the classification encoder's stages count in their fusion. From stage to stage gradients carry more rounding;
+# where the deep ones count for less, it stays with them.
+STAGE_SHARES = (1.0, 1.0, 1.0, 0.4, 0.15)
 
 
 def bias_of_norm(name):
@@ -107,12 +113,12 @@ def bias_of_norm(name):
     if name in ("cls.bn1", "seg.bn1") or "conv_cls" in name or "Conv2d_2b" in name or "Conv2d_4a" in name:
         return -0.5, 0.1
     if BRANCH_END.search(name):
-        return 1.5 * BRANCH_SHARE, 0.3 * BRANCH_SHARE
+        return BRANCH_SHARE, 0.3 * BRANCH_SHARE
     if name.endswith(".bn2"):
         return 0.5, 0.3
     if "Mixed_7" in name:       # of few values per channel all too easily are above 0
         return 0.9, 0.3
-    return 1.5, 0.3
+    return 1.0, 0.3
 
 
 def draw_weights(net, generator):
@@ -137,15 +143,67 @@ def draw_weights(net, generator):
             elif isinstance(module, nn.Linear):
                 fill(module.weight, 0.0, 1 / math.sqrt(module.in_features))
                 fill(module.bias, 0.0, 0.2)
-        for name, parameter in net.named_parameters():
-            if name.endswith(".alpha"):     # large enough for the attention to show
-                fill(parameter, 2.0, 0.5)
+        for i, fusion in enumerate(net.fuse or ()):
+            fusion.reduce[0].weight[:, :net.cls.channels[i]] *= STAGE_SHARES[i]
+        for module in net.modules():
+            # Softmax of a small branch is all but uniform: it scales the block's output, which the next BN undoes, and
+            # alpha's gradient is a sum that cancels. So branch and alpha are large enough for attention to show.
+            if hasattr(module, "alpha"):
+                module.bn3.weight *= 2
+                fill(module.alpha, 4.0, 0.5)
+
+
+def round_weights(net):
+    net.load_state_dict({k: to_bf16(v) if v.is_floating_point() else v for k, v in net.state_dict().items()})
+
+
+def bias_before(net, relu):
+    """The bias that is added, channel by channel, to what the ReLU of this name sees."""
+    block, _, name = relu.rpartition(".")
+    owners = [str(int(name) - 1)] if name.isdigit() else ["fc1", "bn" + name[len("relu"):], "bn1"]
+    children = dict(net.get_submodule(block).named_children())
+    return next(children[owner] for owner in owners if owner in children).bias.data
+
+
+def shift_off_kink(x, bias):
+    """The shift of each channel's bias to a BF16 value near by that takes the channel's value nearest to 0 as far from
+    it as can be. A channel that is partly on stays so."""
+    def signs(values):
+        return torch.stack([values.amax((0, 2, 3)) > 0, values.amin((0, 2, 3)) < 0])
+
+    shift, distance = torch.zeros_like(bias), x.abs().amin((0, 2, 3))
+    for k in range(-12, 13):
+        trial = to_bf16(bias + k / 64) - bias
+        moved = x + trial.view(1, -1, 1, 1)
+        better = (moved.abs().amin((0, 2, 3)) > distance) & (signs(moved) == signs(x)).all(dim=0)
+        shift = torch.where(better, trial, shift)
+        distance = torch.where(better, moved.abs().amin((0, 2, 3)), distance)
+    return shift
+
+
+def step_off_kinks(net, image):
+    """Moves the biases in front of all ReLUs, from the first to the last in one forward pass in training mode."""
+    def move(bias):
+        def before(module, args):
+            shift = shift_off_kink(args[0], bias)
+            bias.add_(shift)
+            return args[0] + shift.view(1, -1, 1, 1)
+        return before
+
+    hooks = [module.register_forward_pre_hook(move(bias_before(net, name)))
+             for name, module in net.named_modules() if isinstance(module, nn.ReLU)]
+    net.train()
+    with torch.no_grad():
+        net(image)
+    for hook in hooks:
+        hook.remove()
 
 
 def settle_running_statistics(net, image):
     """Running statistics of this batch, so that evaluation mode sees reasonable activations."""
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
+        norm.reset_running_stats()
         norm.momentum = None            # the plain mean over all batches since the last reset, here of one
     net.train()
     with torch.no_grad():
@@ -156,13 +214,15 @@ def settle_running_statistics(net, image):
 
 def make_network(case):
     """The case's network in float64 holding BF16 values, and its inputs in float32."""
-    model, width, fusion, (n, height, columns), _, seed = CASES[case]
+    model, width, fusion, (n, height, columns), seed = CASES[case]
     generator = torch.Generator().manual_seed(seed)
     net = Network(model, CLASSES, width, fusion).double()
     inputs = draw_inputs(generator, n, height, columns)
     draw_weights(net, generator)
+    round_weights(net)
+    step_off_kinks(net, inputs[0].double())
     settle_running_statistics(net, inputs[0].double())
-    net.load_state_dict({k: to_bf16(v) if v.is_floating_point() else v for k, v in net.state_dict().items()})
+    round_weights(net)
     return net, inputs
 
 
@@ -230,33 +290,32 @@ def gradient_errors(case, narrow, wide):
     return errors
 
 
+def check_limit(case, what, value, fits, limit):
+    if not fits:
+        raise ValueError(f"{case}: {what} {value:.2e}, limit {limit:g}")
+
+
 def conditions(case, gradient_limit=GRADIENT_LIMIT):
-    """PyTorch's float32 errors, what they leave out and the margin of a case, as metadata; raises if it is ill
-    conditioned."""
+    """PyTorch's float32 errors and the margin of a case, as metadata; raises if it is ill conditioned."""
+    torch.set_num_threads(1)
     net, (image, label, mask) = make_network(case)
     wide = copy_of(case, net, torch.float64)
     margin = kink_margin(wide, lambda: training_pass(wide, image.double(), label, mask.double()))
     if net.fc and not net.fuse:     # the only activation maps whose gradients pass through ReLUs
         margin = min(margin, kink_margin(net.eval(), lambda: net(image.double())))
+    check_limit(case, "margin", margin, margin >= MARGIN_LIMIT, MARGIN_LIMIT)
     right = probabilities(*net.eval()(image.double()))
-    error, worst = 0.0, {}
-    for threads in (2, 1):          # two orders of summation, two roundings
+    error, worst = 0.0, 0.0
+    for threads in (1, 2):          # two orders of summation, two roundings
         torch.set_num_threads(threads)
         narrow = copy_of(case, net, torch.float32)
         error = max(error, (probabilities(*narrow.eval()(image)) - right).abs().max().item())
         training_pass(narrow, image, label, mask)
-        errors = gradient_errors(case, narrow, wide)
-        worst = {name: max(e, worst.get(name, 0.0)) for name, e in errors.items()}
-    left_out = [name for name, e in worst.items() if not e <= gradient_limit]
-    highest = max(e for name, e in worst.items() if name not in left_out)
-    found = (f"{case}: float32.gradient {highest:.2e} without {len(left_out)} of {len(worst)}, "
-             f"float32.probability {error:.2e}, margin {margin:.2e}")
-    if not (len(left_out) <= LEFT_OUT_SHARE * len(worst) and margin >= MARGIN_LIMIT):
-        raise ValueError(f"{found}: limits {gradient_limit:g}, {LEFT_OUT_SHARE:g} of all and {MARGIN_LIMIT:g}")
-    print(found)
-    metadata = {"float32.gradient": f"{highest:.3e}", "float32.probability": f"{error:.3e}",
-                "margin": f"{margin:.3e}"}
-    return metadata | ({"left_out": ",".join(left_out)} if left_out else {})
+        worst = max([worst, *gradient_errors(case, narrow, wide).values()])
+        check_limit(case, "float32.gradient", worst, worst <= gradient_limit, gradient_limit)
+    torch.set_num_threads(1)
+    print(f"{case}: float32.gradient {worst:.2e}, float32.probability {error:.2e}, margin {margin:.2e}")
+    return {"float32.gradient": f"{worst:.3e}", "float32.probability": f"{error:.3e}", "margin": f"{margin:.3e}"}
 
 
 def adam_values(net, image, label, mask):
@@ -294,8 +353,7 @@ def expected_values(case):
     put("", *net(image))
     if net.fc:
         for (variant, layer), cam in class_activation_maps(net, image, label).items():
-            if int(layer[2:]) in CASES[case][4]:
-                values[f"cam.{variant}.{layer}"] = cam
+            values[f"cam.{variant}.{layer}"] = cam
     trained = copy_of(case, net, torch.float64)
     logits, mask_logits, parts = training_pass(trained, image, label, mask)
     put("train.", logits, mask_logits)
@@ -306,12 +364,20 @@ def expected_values(case):
     return values | adam_values(copy_of(case, net, torch.float64), image, label, mask)
 
 
+def sample(values):
+    """What is stored of a result: see the top."""
+    count, step = values.numel(), 1
+    while count > SAMPLES and (count > step * SAMPLES or math.gcd(step, count) > 1):
+        step += 1
+    return values.flatten()[::step] if step > 1 else values
+
+
 def path(case, kind):
     return os.path.join(HERE, f"net_{case}.{kind}.safetensors")
 
 
 def write_case(case):
-    model, width, fusion, (n, height, columns), _, seed = CASES[case]
+    model, width, fusion, (n, height, columns), seed = CASES[case]
     metadata = {"model": model, "width": repr(width), "classes": str(CLASSES), "fusion": fusion}
     net, _ = make_network(case)
     weights = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in net.state_dict().items()}
@@ -319,19 +385,18 @@ def write_case(case):
     metadata |= {"input": f"{n},3,{height},{columns}", "seed": str(seed), "torch": torch.__version__}
     metadata |= conditions(case)
     values = expected_values(case)
-    for name in metadata.get("left_out", "").split(","):
-        values.pop(f"grad.{name}", None)
-    save_tensors(path(case, "expected"), values, metadata)
+    results = {name: sample(value) for name, value in values.items() if name not in ("image", "label", "mask")}
+    save_tensors(path(case, "expected"), values | results, metadata)
 
 
 def search(case, tries=400):
-    """Asks for 0.7 of the gradient limit, since another machine's float32 rounds differently."""
+    """Asks for 0.95 of the gradient limit, since another machine's float32 rounds differently."""
     for seed in range(tries):
-        CASES[case] = CASES[case][:5] + (seed,)
+        CASES[case] = CASES[case][:4] + (seed,)
         try:
-            conditions(case, 0.7 * GRADIENT_LIMIT)
+            conditions(case, 0.95 * GRADIENT_LIMIT)
         except ValueError as problem:
-            print(f"  seed {seed}: {problem}")
+            print(f"  seed {seed}: {problem}", flush=True)
         else:
             print(f"{case}: seed {seed}")
             return
