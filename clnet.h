@@ -294,6 +294,8 @@ typedef struct clnet_build_desc {
     bool no_weight_grad; // gradients only for tensors with clnet_tensor_require_grad (inputs, CAM)
     bool keep_all;       // every activation keeps its values: for looking at them, costs memory;
                          // else backward computes again what costs little, with the same bits
+    bool no_accumulation;    // the gradients of the weights share the activations' memory: every
+                             // backward starts them from 0, and the next forward overwrites them
     bool no_initial_weights; // weights stay 0: they are loaded next
     uint64_t seed;           // of the initial weights and of dropout
 } clnet_build_desc;
@@ -322,7 +324,8 @@ CLNET_API uint64_t clnet_graph_step(const clnet_graph *g);
 CLNET_API clnet_result clnet_graph_forward(clnet_graph *g);
 
 // Runs the nodes backwards from the loss, once after each forward. Gradients of parameters add up
-// until clnet_graph_zero_grad; those of activations start from zero each time.
+// until clnet_graph_zero_grad (unless no_accumulation was asked for, which leaves that nothing to do);
+// those of activations start from zero each time.
 CLNET_API clnet_result clnet_graph_backward(clnet_graph *g);
 CLNET_API clnet_result clnet_graph_zero_grad(clnet_graph *g);
 
@@ -347,7 +350,7 @@ CLNET_API double clnet_graph_node_macs(const clnet_graph *g, int index);
 typedef struct clnet_memory_plan {
     size_t parameters;  // weights
     size_t buffers;     // running statistics
-    size_t gradients;   // of the weights
+    size_t gradients;   // of the weights; 0 with no_accumulation: they are among the activations
     size_t optimiser;   // Adam's moments
     size_t activations; // with their gradients, what operations save, and inputs, sharing memory
     size_t unshared;    // what activations would be without sharing
@@ -581,6 +584,7 @@ typedef struct clnet_model_desc {
     clnet_purpose purpose; // 0 = forward only
     const clnet_recipe *recipe; // NULL = the paper's; for CLNET_TRAIN
     bool keep_all;              // every activation can be read after a run
+    bool no_accumulation;       // see clnet_build_desc: less memory where each step is one batch
     bool no_dropout;            // in training too: for comparisons
     bool raw_image;             // `image` is as clnet_image_to_unit makes it; see clnet_model.flips
     bool plan_only;             // shapes and the memory plan, no memory: for clnet_model_plan
@@ -5989,8 +5993,11 @@ struct clnet_graph {
     int batch, largest_batch; // 0 before the first input
     bool failed, planned, built, training;
     bool keep_all;
-    bool again; // forward runs for values that backward needs and that were not kept
-    bool fresh; // a forward has run since the last backward, which overwrites activations
+    bool weight_grad;     // weights have gradients
+    bool no_accumulation; // .. in the arena
+    bool overwritten;     // .. where a forward has written since the last backward
+    bool again;           // forward runs for values that backward needs and that were not kept
+    bool fresh;           // a forward has run since the last backward, which overwrites activations
     uint64_t seed, step, batches; // batches: forwards in training, BN's num_batches_tracked
     double loss_scale;
     clnet_tensor *loss;
@@ -6069,7 +6076,7 @@ void clnet_graph_destroy(clnet_graph *g) {
     }
     clnet__slab *slabs[] = {&g->parameters,
                             &g->buffers,
-                            &g->gradients,
+                            g->no_accumulation ? NULL : &g->gradients,
                             &g->arena,
                             g->adam ? &g->adam->moment[0] : NULL,
                             g->adam ? &g->adam->moment[1] : NULL};
@@ -6080,6 +6087,7 @@ void clnet_graph_destroy(clnet_graph *g) {
         clnet__free(ctx, slabs[i] ? slabs[i]->pieces : NULL);
     }
     clnet__give_back(ctx, &g->workspace);
+    clnet__free(ctx, g->no_accumulation ? g->gradients.pieces : NULL);
     clnet__free(ctx, g->nodes);
     clnet__free(ctx, g->tensors);
     clnet__free(ctx, g->weights);
@@ -6543,10 +6551,12 @@ static void clnet__value_life(const clnet_graph *g, const clnet_tensor *t, bool 
     }
 }
 
+// A parameter's gradient that no backward adds to is 0 all the time.
 static void clnet__gradient_life(const clnet_graph *g, const clnet_tensor *t, clnet__life *life) {
     const int n = g->node_count, reader = clnet__last_backward_reader(g, t);
-    clnet__extend(life, t == g->loss ? n : 2 * n - 1 - reader,
-                  t->require_grad || !t->producer ? 2 * n : 2 * n - 1 - t->producer->index);
+    const int first = t == g->loss ? n : 2 * n - 1 - reader;
+    const int last = t->require_grad || !t->producer ? 2 * n : 2 * n - 1 - t->producer->index;
+    clnet__extend(life, t->role == CLNET_ROLE_PARAMETER && reader < 0 ? -1 : first, last);
 }
 
 static size_t clnet__tensor_bytes(const clnet_tensor *t) {
@@ -6557,7 +6567,10 @@ static size_t clnet__tensor_bytes(const clnet_tensor *t) {
 
 // Whether a tensor has bytes in the arena: its value, its gradient.
 static bool clnet__in_arena(const clnet_tensor *t, bool gradient) {
-    return t->role != CLNET_ROLE_PARAMETER && t->role != CLNET_ROLE_BUFFER &&
+    if (t->role == CLNET_ROLE_PARAMETER) {
+        return gradient && t->graph->weight_grad && t->graph->no_accumulation;
+    }
+    return t->role != CLNET_ROLE_BUFFER &&
            (!gradient || (t->needs_grad && t->role != CLNET_ROLE_SAVED));
 }
 
@@ -6583,9 +6596,25 @@ static bool clnet__plan_block(const clnet_graph *g, clnet_tensor *owner, bool gr
     return block->life.first <= block->life.last;
 }
 
-// The blocks of everything in the arena.
-static int clnet__plan_blocks(clnet_graph *g, bool keep_all, clnet__block *blocks) {
+// Offsets run through the pieces of a slab as if each were as large as it may be.
+static size_t clnet__piece_bytes(const clnet_context *ctx) {
+    const size_t most = ctx->backend.largest_allocation;
+    return (most ? most : SIZE_MAX) / 64 * 64;
+}
+
+// The blocks of everything in the arena, in front the *placed gradients of weights, as far apart from
+// its beginning as the weights in their slab: what goes through all of them sees the same slab.
+static int clnet__plan_blocks(clnet_graph *g, bool keep_all, clnet__block *blocks, int *placed) {
     int count = 0;
+    for (int i = 0; i < g->weight_count; i++) {
+        clnet_tensor *t = g->weights[i];
+        if (clnet__in_arena(t, true)) {
+            clnet__plan_block(g, t, true, keep_all, &blocks[count]);
+            blocks[count++].offset =
+                (size_t)(t->memory - g->parameters.pieces) * clnet__piece_bytes(g->ctx) + t->offset;
+        }
+    }
+    *placed = count;
     for (int i = 0; i < g->tensor_count; i++) {
         clnet_tensor *t = g->tensors[i];
         if (!t->inside && clnet__in_arena(t, false)) {
@@ -6612,12 +6641,6 @@ static void clnet__set_batch(clnet_graph *g, int batch) {
             g->tensors[i]->shape[0] = batch;
         }
     }
-}
-
-// Offsets run through the pieces of a slab as if each were as large as it may be.
-static size_t clnet__piece_bytes(const clnet_context *ctx) {
-    const size_t most = ctx->backend.largest_allocation;
-    return (most ? most : SIZE_MAX) / 64 * 64;
 }
 
 // The first offset from `at` on from which `bytes` lie in one piece.
@@ -6652,9 +6675,9 @@ static size_t clnet__slab_bytes(const clnet__slab *slab) {
 
 // Places blocks, the largest first, each at the lowest offset where none that lives at the same time
 // lies. Those already placed stand in front, sorted by offset. Returns the end of the arena.
-static size_t clnet__place(clnet__block *blocks, int count, size_t piece) {
-    size_t end = 0;
-    for (int i = 0; i < count; i++) {
+static size_t clnet__place(clnet__block *blocks, int placed, int count, size_t piece) {
+    size_t end = placed ? blocks[placed - 1].offset + blocks[placed - 1].bytes : 0;
+    for (int i = placed; i < count; i++) {
         clnet__block b = blocks[i];
         for (int k = 0; k < i && blocks[k].offset < b.offset + b.bytes; k++) {
             const size_t past = blocks[k].offset + blocks[k].bytes;
@@ -6695,14 +6718,13 @@ static bool clnet__plan_weights(clnet_graph *g) {
         if (parameter) {
             clnet_memory *gradient = clnet__slab_at(g, &g->gradients, at, bytes, &t->grad_offset);
             t->grad_memory = t->needs_grad ? gradient : NULL;
+            g->weight_grad = g->weight_grad || t->needs_grad;
         }
     }
     clnet_memory_plan *p = &g->plan;
     p->parameters = clnet__slab_bytes(&g->parameters);
     p->buffers = clnet__slab_bytes(&g->buffers);
-    for (int i = 0; i < g->weight_count; i++) {
-        p->gradients = g->weights[i]->needs_grad ? p->parameters : p->gradients;
-    }
+    p->gradients = g->weight_grad && !g->no_accumulation ? p->parameters : 0;
     p->optimiser = g->adam ? 2 * p->parameters : 0;
     return true;
 }
@@ -6736,7 +6758,7 @@ static void clnet__plan_insides(clnet_graph *g) {
             t->stride = owner->stride;
         }
         if (clnet__in_arena(t, true)) {
-            t->grad_memory = owner->grad_memory;
+            t->grad_memory = t->needs_grad ? owner->grad_memory : NULL;
             t->grad_offset = owner->grad_offset + channel * sizeof(clnet_real);
             const int reader = clnet__last_backward_reader(g, t);
             if (reader >= 0 && !g->nodes[reader]->in_place) { // which writes over it, adds nothing
@@ -6750,9 +6772,10 @@ static void clnet__plan_insides(clnet_graph *g) {
 static clnet__block *clnet__place_all(clnet_graph *g, int *count, size_t *end) {
     clnet__block *blocks = clnet__alloc(g->ctx, 2 * (size_t)g->tensor_count * sizeof *blocks);
     if (blocks) {
-        *count = clnet__plan_blocks(g, g->keep_all, blocks);
-        qsort(blocks, (size_t)*count, sizeof *blocks, clnet__larger_block);
-        *end = clnet__place(blocks, *count, clnet__piece_bytes(g->ctx));
+        int placed;
+        *count = clnet__plan_blocks(g, g->keep_all, blocks, &placed);
+        qsort(blocks + placed, (size_t)(*count - placed), sizeof *blocks, clnet__larger_block);
+        *end = clnet__place(blocks, placed, *count, clnet__piece_bytes(g->ctx));
     }
     return blocks;
 }
@@ -6894,6 +6917,7 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
     clnet__plan_epilogues(g, d);
     clnet__plan_concat(g, d);
     g->keep_all = d->keep_all;
+    g->no_accumulation = d->no_accumulation;
     clnet__plan_again(g);
     if (!clnet__plan_weights(g) || !clnet__plan_moments(g) || clnet__check_pieces(g) != CLNET_OK ||
         !clnet__plan_arena(g)) {
@@ -6924,6 +6948,15 @@ static bool clnet__take_all(clnet_graph *g, clnet__slab *slab) {
     bool taken = true;
     for (int i = 0; i < slab->count && taken; i++) {
         taken = clnet__take(g, &slab->pieces[i], slab->pieces[i].bytes);
+    }
+    return taken;
+}
+
+// With the gradients of weights in it, their slab is the arena's beginning.
+static bool clnet__take_arena(clnet_graph *g) {
+    const bool taken = clnet__take_all(g, &g->arena);
+    for (int i = 0; taken && g->weight_grad && g->no_accumulation && i < g->gradients.count; i++) {
+        g->gradients.pieces[i].handle = g->arena.pieces[i].handle;
     }
     return taken;
 }
@@ -7002,8 +7035,8 @@ clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *d) {
         return ctx->result;
     }
     g->built = clnet__take_all(g, &g->parameters) && clnet__take_all(g, &g->buffers) &&
-               (!p->gradients || clnet__take_all(g, &g->gradients)) &&
-               clnet__take_all(g, &g->arena) && clnet__take(g, &g->workspace, p->workspace) &&
+               (!p->gradients || clnet__take_all(g, &g->gradients)) && clnet__take_arena(g) &&
+               clnet__take(g, &g->workspace, p->workspace) &&
                (!g->adam || (clnet__take_all(g, &g->adam->moment[0]) &&
                              clnet__take_all(g, &g->adam->moment[1])));
     if (!g->built) {
@@ -7060,13 +7093,14 @@ clnet_result clnet_graph_forward(clnet_graph *g) {
     }
     g->batches += g->training;
     g->fresh = true;
+    g->overwritten = g->no_accumulation;
     for (int i = 0; i < g->node_count && g->ctx->result == CLNET_OK; i++) {
         g->ctx->backend.forward(g, g->nodes[i]);
     }
     return g->ctx->result;
 }
 
-// Gradients of activations start from zero where their first summand is about to be added.
+// Gradients in the arena start from zero where their first summand is about to be added.
 static clnet_result clnet__zero_inputs(clnet_graph *g, const clnet_node *node) {
     for (int k = 0; k < node->inputs && g->ctx->result == CLNET_OK; k++) {
         clnet_tensor *t = node->in[k] ? clnet__owner(node->in[k]) : NULL;
@@ -7097,7 +7131,7 @@ clnet_result clnet_graph_backward(clnet_graph *g) {
     if (!g->fresh) {
         return clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT, "backward: needs a forward before it");
     }
-    g->fresh = false;
+    g->fresh = g->overwritten = false;
     if (clnet_tensor_count(g->loss) == 1 && !g->loss->batched) {
         const clnet_real one = (clnet_real)g->loss_scale;
         g->ctx->backend.upload(g->ctx, g->loss->grad_memory, g->loss->grad_offset, &one,
@@ -7116,7 +7150,7 @@ clnet_result clnet_graph_zero_grad(clnet_graph *g) {
     if (clnet__ready(g) != CLNET_OK) {
         return g ? g->ctx->result : CLNET_ERROR_ARGUMENT;
     }
-    for (int i = 0; g->plan.gradients && i < g->gradients.count; i++) {
+    for (int i = 0; g->plan.gradients && i < g->gradients.count; i++) { // else backward does it
         clnet_memory *piece = &g->gradients.pieces[i];
         g->ctx->backend.fill(g->ctx, piece, 0, piece->bytes);
     }
@@ -7195,6 +7229,7 @@ const char *clnet_graph_first_nonfinite(clnet_graph *g) {
     const clnet_result before = g->ctx->result;
     g->ctx->result = CLNET_OK; // the failure that made us look stays, but must not stop the run
     const char *found = NULL;
+    g->overwritten = g->no_accumulation;
     void *statistics = clnet__alloc(g->ctx, g->plan.buffers); // batch norm would move them again
     clnet__move_buffers(g, statistics, false);
     for (int i = 0; i < g->node_count && !found && g->ctx->result == CLNET_OK; i++) {
@@ -7254,6 +7289,16 @@ static void clnet__reorder(const clnet_tensor *t, clnet_order order, void *data,
     }
 }
 
+// Whether a forward has overwritten the gradients of the weights; that failure is then on record.
+static bool clnet__overwritten(clnet_graph *g) {
+    if (g->overwritten) {
+        clnet__fail(g->ctx, CLNET_ERROR_ARGUMENT,
+                    "gradients of weights: with no_accumulation they are there from a backward to "
+                    "the next forward");
+    }
+    return g->overwritten;
+}
+
 // Moves the numbers of a tensor between `data` and a place in a slab. Between the pixels of a tensor
 // that lies inside another one are numbers of others, which stay as they are.
 static clnet_result clnet__transfer(clnet_tensor *t, clnet_memory *memory, size_t offset,
@@ -7294,6 +7339,9 @@ clnet_result clnet_tensor_get(clnet_tensor *t, void *data, clnet_order order) {
 }
 
 clnet_result clnet_tensor_get_grad(clnet_tensor *t, void *data, clnet_order order) {
+    if (t && t->role == CLNET_ROLE_PARAMETER && clnet__overwritten(t->graph)) {
+        return t->graph->ctx->result;
+    }
     return clnet__transfer(t, t ? t->grad_memory : NULL, t ? t->grad_offset : 0, data, order,
                            false);
 }
@@ -7758,9 +7806,12 @@ clnet_result clnet_adam_step(clnet_adam *adam, double lr) {
     if (!adam || clnet__ready(adam->graph) != CLNET_OK) {
         return adam ? adam->graph->ctx->result : CLNET_ERROR_ARGUMENT;
     }
-    if (!adam->graph->plan.gradients) {
+    if (!adam->graph->weight_grad) {
         return clnet__fail(adam->graph->ctx, CLNET_ERROR_ARGUMENT,
                            "adam: the graph was built without gradients");
+    }
+    if (clnet__overwritten(adam->graph)) {
+        return adam->graph->ctx->result;
     }
     clnet_context *ctx = adam->graph->ctx;
     adam->steps++;
@@ -7790,6 +7841,9 @@ clnet_result clnet_train_update(clnet_adam *adam, double lr) {
         return adam ? adam->graph->ctx->result : CLNET_ERROR_ARGUMENT;
     }
     clnet_graph *g = adam->graph;
+    if (clnet__overwritten(g)) {
+        return g->ctx->result;
+    }
     const bool loss = isfinite(clnet_tensor_item(g->loss));
     if (!loss || !clnet__finite(g, &g->gradients)) {
         const char *node = clnet_graph_first_nonfinite(g);
@@ -12228,8 +12282,10 @@ static clnet_result clnet__model_build(clnet_model *m, bool load_next) {
     clnet__parse_name(m->name, &cls, &seg);
     m->image = clnet_input(m->graph, "image", m->desc.batch, 3, m->desc.size[0], m->desc.size[1]);
     clnet__build_network(m, cls, seg);
-    clnet_build_desc d = {
-        .keep_all = m->desc.keep_all, .seed = m->desc.seed, .no_initial_weights = load_next};
+    clnet_build_desc d = {.keep_all = m->desc.keep_all,
+                          .no_accumulation = m->desc.no_accumulation,
+                          .seed = m->desc.seed,
+                          .no_initial_weights = load_next};
     if (m->desc.purpose == CLNET_TRAIN) {
         clnet__build_losses(m);
         m->adam = clnet_adam_create(m->graph, &m->recipe.adam);

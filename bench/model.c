@@ -405,6 +405,7 @@ static bool run_device(const command *c, const bench_device *d, bench_output *ou
                                                         : mode == TRAIN ? 0.75
                                                                         : 0.25)};
         one.desc.classes = one.desc.classes ? one.desc.classes : 3;
+        one.desc.no_accumulation = true; // as `clnet train` has it without --accumulate
         const bench_row row = run_case(&one);
         ok = command_signal || bench_output_row(out, &row, p);
     }

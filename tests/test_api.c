@@ -1040,9 +1040,18 @@ static int nodes_again(const clnet_graph *g) {
     return count;
 }
 
-// What backward computes again has the bits of what is kept: weights, running statistics and gradients
-// after three steps, of networks that have all that there is, on the fast path and on the plain loops.
-static void test_computed_again(void) {
+// Two models after the same steps: weights, running statistics and gradients have the same bits.
+static void check_same_models(const clnet_model *a, const clnet_model *b, const char *what) {
+    CHECK(different_weights(a->graph, b->graph, false) == 0, "%s, %s: %d weights differ",
+          a->desc.name, what, different_weights(a->graph, b->graph, false));
+    CHECK(different_weights(a->graph, b->graph, true) == 0, "%s, %s: %d gradients differ",
+          a->desc.name, what, different_weights(a->graph, b->graph, true));
+}
+
+// What backward computes again has the bits of what is kept, and gradients of weights that share the
+// activations' memory those of gradients that do not: after three steps of networks that have all that
+// there is, on the fast path and on the plain loops, in one piece of memory and in several.
+static void test_less_memory(void) {
     static const struct {
         const char *name;
         clnet_fusion fusion;
@@ -1053,7 +1062,10 @@ static void test_computed_again(void) {
                  {"arlnet50+resunet", CLNET_FUSION_PER_TASK, {.threads = 2}},
                  {"inception_v3+unet", CLNET_FUSION_SHARED, {.threads = 2}},
                  {"inception_v3", CLNET_FUSION_SHARED, {.threads = 2}},
-                 {"unet", CLNET_FUSION_SHARED, {.threads = 2}}};
+                 {"unet", CLNET_FUSION_SHARED, {.threads = 2}},
+                 {"resnet50+unet",
+                  CLNET_FUSION_PER_TASK,
+                  {.threads = 2, .reference = true, .largest_allocation = 300 * 1000}}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         clnet_context *ctx = clnet_context_create(&cases[i].context);
         clnet_model_desc desc = {.name = cases[i].name,
@@ -1064,23 +1076,81 @@ static void test_computed_again(void) {
                                  .purpose = CLNET_TRAIN,
                                  .seed = 2};
         clnet_model *m = clnet_model_create(ctx, &desc);
+        desc.no_accumulation = true;
+        clnet_model *sharing = clnet_model_create(ctx, &desc);
+        desc.no_accumulation = false;
         desc.keep_all = true;
         clnet_model *all = clnet_model_create(ctx, &desc);
-        for (int t = 0; m && all && t < 3; t++) {
+        for (int t = 0; m && sharing && all && t < 3; t++) {
             model_step(m, t);
+            model_step(sharing, t);
             model_step(all, t);
         }
         CHECK(clnet_context_result(ctx) == CLNET_OK, "%s: %s", cases[i].name, clnet_error(ctx));
         CHECK(nodes_again(m->graph) > 0 && nodes_again(all->graph) == 0, "%s: %d nodes again, %d",
               cases[i].name, nodes_again(m->graph), nodes_again(all->graph));
-        CHECK(different_weights(m->graph, all->graph, false) == 0, "%s: %d weights differ",
-              cases[i].name, different_weights(m->graph, all->graph, false));
-        CHECK(different_weights(m->graph, all->graph, true) == 0, "%s: %d gradients differ",
-              cases[i].name, different_weights(m->graph, all->graph, true));
+        CHECK(m->plan.total < all->plan.total && sharing->plan.total < m->plan.total,
+              "%s: %zu bytes, %zu and %zu", cases[i].name, all->plan.total, m->plan.total,
+              sharing->plan.total);
+        check_same_models(m, all, "again");
+        check_same_models(sharing, all, "no accumulation");
+        clnet_model_destroy(sharing);
         clnet_model_destroy(m);
         clnet_model_destroy(all);
         clnet_context_destroy(ctx);
     }
+}
+
+// Gradients of weights that share the activations' memory are there from a backward to the next
+// forward; asking for them or using them afterwards is refused. What no loss reaches has 0.
+static void test_no_accumulation(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_graph *g = clnet_graph_create(ctx);
+    clnet_tensor *x = clnet_input(g, "image", 2, 3, 9, 8);
+    clnet_tensor *aside = small_conv(g, x, 4, "aside");
+    clnet_tensor *y = small_norm(g, small_conv(g, clnet_relu(g, aside), 5, "bystander"), "bn");
+    clnet_tensor *label = clnet_input_labels(g, "label", 2);
+    clnet_tensor *loss =
+        clnet_focal_loss(g, clnet_global_avg_pool(g, aside), label, &(clnet_focal_loss_desc){0});
+    clnet_adam *adam = clnet_adam_create(g, NULL);
+    clnet_tensor_keep(y);
+    clnet_graph_build(g, &(clnet_build_desc){.loss = loss, .no_accumulation = true, .seed = 3});
+    fill(x, 4);
+    clnet_tensor *reached = clnet_graph_find_weight(g, "aside.weight"),
+                 *other = clnet_graph_find_weight(g, "bystander.weight");
+    clnet_real *first = NULL;
+    for (int pass = 0; pass < 2; pass++) {
+        clnet_graph_forward(g);
+        clnet_graph_zero_grad(g); // nothing to do, least of all to the values that backward reads
+        CHECK(clnet_graph_backward(g) == CLNET_OK, "%s", clnet_error(ctx));
+        clnet_real *found = values_of(reached, true), *zero = values_of(other, true);
+        int wrong = 0;
+        for (size_t i = 0; i < clnet_tensor_count(other); i++) {
+            wrong += zero[i] != 0;
+        }
+        CHECK(wrong == 0, "%d gradients of a bystander are not 0", wrong);
+        CHECK(found[0] != 0 &&
+                  (!first || !memcmp(first, found, clnet_tensor_count(reached) * sizeof *found)),
+              "pass %d: the gradient adds up", pass);
+        free(zero);
+        free(first);
+        first = found;
+    }
+    clnet_graph_forward(g);
+    CHECK(clnet_tensor_get_grad(reached, first, CLNET_ORDER_TORCH) == CLNET_ERROR_ARGUMENT &&
+              contains(clnet_error(ctx), "no_accumulation"),
+          "%s", clnet_error(ctx));
+    clnet_context_clear(ctx);
+    CHECK(clnet_adam_step(adam, 1e-3) == CLNET_ERROR_ARGUMENT && clnet_adam_steps(adam) == 0,
+          "a step with gradients that are gone");
+    clnet_context_clear(ctx);
+    CHECK(clnet_train_update(adam, 1e-3) == CLNET_ERROR_ARGUMENT, "an update likewise");
+    clnet_context_clear(ctx);
+    CHECK(clnet_graph_backward(g) == CLNET_OK && clnet_train_update(adam, 1e-3) == CLNET_OK, "%s",
+          clnet_error(ctx));
+    free(first);
+    clnet_graph_destroy(g);
+    clnet_context_destroy(ctx);
 }
 
 static void test_two_contexts_in_two_threads(void) {
@@ -1481,7 +1551,8 @@ int main(void) {
     test_gradient_of_one_weight();
     test_nan();
     test_threads_agree();
-    test_computed_again();
+    test_less_memory();
+    test_no_accumulation();
     test_two_contexts_in_two_threads();
     test_save_and_load();
     test_resume();

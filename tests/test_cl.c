@@ -70,7 +70,7 @@ static clnet_tensor *body(network *n) {
     return clnet_concat(g, both, 2);
 }
 
-static bool open_network(network *n, clnet_context *ctx, bool keep_all) {
+static bool open_network(network *n, clnet_context *ctx, clnet_build_desc desc) {
     clnet_graph *g = n->g = clnet_graph_create(ctx);
     n->image = clnet_input(g, "image", N, 3, H, W);
     n->flips = clnet_input_labels(g, "flips", N);
@@ -86,7 +86,8 @@ static bool open_network(network *n, clnet_context *ctx, bool keep_all) {
         clnet_mask_focal_loss(g, z, n->mask, 2), clnet_dice_loss(g, z, n->mask, 1)};
     n->loss = clnet_weighted_sum(g, losses, (const double[]){1, 2, 0.5}, 3);
     n->adam = clnet_adam_create(g, &(clnet_adam_desc){.weight_decay = 5e-4});
-    const clnet_build_desc desc = {.loss = n->loss, .keep_all = keep_all, .seed = 5};
+    desc.loss = n->loss;
+    desc.seed = 5;
     return clnet_graph_build(g, &desc) == CLNET_OK;
 }
 
@@ -129,10 +130,10 @@ typedef struct outcome {
 } outcome;
 
 // Training steps; loss and gradients are those of the first. false: the context says why.
-static bool run_kept(clnet_context *ctx, int steps, bool keep_all, outcome *o) {
+static bool run_built(clnet_context *ctx, int steps, clnet_build_desc desc, outcome *o) {
     network n;
     *o = (outcome){.loss = NAN};
-    if (open_network(&n, ctx, keep_all)) {
+    if (open_network(&n, ctx, desc)) {
         set_inputs(&n);
         clnet_train_step(n.adam, 1e-3);
         o->loss = clnet_tensor_item(n.loss);
@@ -148,7 +149,7 @@ static bool run_kept(clnet_context *ctx, int steps, bool keep_all, outcome *o) {
 }
 
 static bool run_network(clnet_context *ctx, int steps, outcome *o) {
-    return run_kept(ctx, steps, false, o);
+    return run_built(ctx, steps, (clnet_build_desc){0}, o);
 }
 
 static double relative_l2(const float *found, const float *expected, size_t count) {
@@ -215,10 +216,11 @@ static void test_step(int steps, bool blast) {
     CHECK(run_network(ctx, steps, &first), "%s", clnet_error(ctx));
     check_agreement(&first, &cpu, clnet_cl_matrix_product(ctx));
     if (steps > 1) {
-        for (int keep_all = 0; keep_all < 2; keep_all++) { // else backward computes much again
-            CHECK(run_kept(ctx, steps, keep_all, &again), "%s", clnet_error(ctx));
-            CHECK(!memcmp(&first, &again, sizeof first), "%s: two runs differ, %s kept",
-                  clnet_cl_matrix_product(ctx), keep_all ? "all" : "little");
+        const clnet_build_desc builds[] = {{0}, {.keep_all = true}, {.no_accumulation = true}};
+        for (int i = 0; i < 3; i++) { // two runs; and what shares memory otherwise
+            CHECK(run_built(ctx, steps, builds[i], &again), "%s", clnet_error(ctx));
+            CHECK(!memcmp(&first, &again, sizeof first), "%s: two runs differ, build %d",
+                  clnet_cl_matrix_product(ctx), i);
         }
     }
     // A device convolves with three kernels of the six. Those of the other kind of matrix product are
@@ -282,7 +284,7 @@ static void check_refusal(const char *device, const char *path, clnet_result res
           clnet_error(ctx), says);
     clnet_context_clear(ctx);
     network n;
-    CHECK(!open_network(&n, ctx, false), "%s, %s: a graph was built", device, path);
+    CHECK(!open_network(&n, ctx, (clnet_build_desc){0}), "%s, %s: a graph was built", device, path);
     clnet_graph_destroy(n.g);
     clnet_context_destroy(ctx);
 }
@@ -596,7 +598,7 @@ static bool keep_weights(network *n, const char *path, record *r) {
 static bool train_once(clnet_context *ctx, const char *path, record *r) {
     network n;
     memset(r, 0, sizeof *r);
-    if (open_network(&n, ctx, false)) {
+    if (open_network(&n, ctx, (clnet_build_desc){0})) {
         set_inputs(&n);
         if (keep_weights(&n, path, r) && clnet_train_step(n.adam, 1e-3) == CLNET_OK &&
             isfinite(clnet_tensor_item(n.loss))) {

@@ -38,6 +38,7 @@ static clnet_model *plan(const info *c, clnet_purpose purpose, int batch) {
     clnet_model_desc d = c->desc;
     d.purpose = purpose;
     d.batch = batch;
+    d.no_accumulation = true; // as `clnet train` has it without --accumulate
     d.plan_only = true;
     return clnet_model_create(c->ctx, &d);
 }
@@ -162,6 +163,12 @@ static void print_memory(const info *c, const demand demands[PURPOSES]) {
     printf("\n");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         print_row(rows[i].title, demands, rows[i].field);
+    }
+    if (demands[1].wanted) {
+        printf(
+            "gradients of weights share the activations' memory; with train --accumulate they take "
+            "%s of their own\n",
+            machine_bytes(text, demands[1].plan.parameters));
     }
     if (!available(c)) {
         return;

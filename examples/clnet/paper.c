@@ -243,7 +243,8 @@ static bool plan_row(paper *x, row *r, problem *p) {
     clnet_model_desc d = network_desc(&x->network, CLNET_TRAIN, x->batch);
     d.name = r->model;
     d.plan_only = true;
-    d.raw_image = true; // as a training has it
+    d.no_accumulation = x->accumulate == 1; // as a training has it
+    d.raw_image = true;
     clnet_model *m = clnet_model_create(x->ctx, &d);
     if (!m) {
         if (options_find(x->options, x->count, "--models")->given) {

@@ -319,6 +319,7 @@ static bool open_model(run *r, problem *p) {
                                                     : CLNET_INFER,
                                       (int)image.shape[0]);
     d.keep_all = r->dump != NULL;
+    d.no_accumulation = true;
     d.no_dropout = true;
     d.recipe = &recipe;
     r->model = clnet_model_create(r->ctx, &d);

@@ -250,6 +250,7 @@ static bool make_model(train *r, problem *p) {
         (size_t)r->batch < r->training.count ? (size_t)r->batch : r->training.count;
     clnet_model_desc d = network_desc(&r->network, CLNET_TRAIN, (int)largest);
     d.recipe = &recipe;
+    d.no_accumulation = r->accumulate == 1;
     d.raw_image = true;
     d.seed = r->seed;
     r->model = clnet_model_create(r->ctx, &d);
