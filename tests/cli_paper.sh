@@ -93,6 +93,31 @@ check "names their file" grep -q "resnet50, seed 1: .*job/unet/last.safetensors"
 check "2 rows want them" grep -q "2 of 3 rows are missing" err
 check "they are among the settings" grep -q "^pretrained-resnet50 = job/unet/last.safetensors" pretrained/paper.txt
 
+# One that fits: a row is the training that `clnet train` makes of it, and UNet has nothing to read. As
+# torchvision's, the file has an encoder's names alone.
+encoder() { # encoder FROM TO: the weights of FROM without "cls." in front of their names
+    "$clnet" convert $1 plain.safetensors && LC_ALL=C sed 's/"cls\.\([^"]*\)":/"\1":    /g' plain.safetensors >$2
+}
+check "an encoder by itself" encoder job/resnet50/last.safetensors encoder.safetensors
+check "as .pth" "$clnet" convert encoder.safetensors encoder.pth
+"$clnet" paper data $recipe --epochs 1 $few --pretrained-resnet50 encoder.pth --out fitting >out 2>err
+check "status of weights that fit" test $? = 0
+for model in resnet50 resnet50+unet; do
+    "$clnet" train data $recipe --epochs 1 --seed 1 --model $model --pretrained-cls encoder.pth --out by-hand/$model >out 2>err
+    check "$model: what was read is told" grep -q "encoder.pth: 265 tensors loaded into cls, 2 left out" err
+    check "$model: begins with the file's weights" cmp by-hand/$model/last.safetensors fitting/$model/last.safetensors
+    check "$model: not with its own" sh -c "! cmp -s before/$model/last.safetensors fitting/$model/last.safetensors"
+done
+check "unet: begins with its own" cmp before/unet/last.safetensors fitting/unet/last.safetensors
+large="--width 1/32 --size 75 --batch 3 --lr 1e-3 --epochs 1"
+"$clnet" train data $large --model inception_v3 --out inception >/dev/null 2>&1
+check "Inception by itself" encoder inception/last.safetensors inception.safetensors
+"$clnet" paper data $large --models inception_v3+unet --pretrained-inception_v3 inception.safetensors --out wide >out 2>err
+check "status of Inception's" test $? = 0
+"$clnet" train data $large --seed 1 --model inception_v3+unet --pretrained-cls inception.safetensors --out by-hand/wide >out 2>err
+check "Inception: what was read is told" grep -q "inception.safetensors: 470 tensors loaded into cls, 2 left out" err
+check "Inception: begins with the file's weights" cmp by-hand/wide/last.safetensors wide/inception_v3+unet/last.safetensors
+
 # The split: the test images where they have masks and labels, else the validation images.
 "$clnet" synth --out all --train 6 --validation 3 --test 3 --size 48x40 --seed 3 >/dev/null 2>&1
 "$clnet" paper all $recipe --epochs 1 --models unet --out test >out 2>err
