@@ -1565,6 +1565,7 @@ static void clnet__parallel(const clnet__cpu *cpu, size_t count, clnet__task *ta
 #define CLNET__CONV2D_PIXELS   400 // pixels of a task at most
 #define CLNET__CONV2D_BLOCK    128 // channels of a task at most, a multiple of every COLUMNS
 #define CLNET__CONV2D_GAP      16  // floats between packed panels
+#define CLNET__CONV2D_AHEAD    8   // rows that packing asks for ahead
 #define CLNET__CONV2D_MAX_ROWS 12  // largest ROWS of any tile
 // Backward weight:
 #define CLNET__CONV2D_WEIGHT_ROWS  576  // rows (tap, ic) of a task
@@ -2064,6 +2065,22 @@ static void clnet__conv2d_product_point(const clnet__conv2d_product *p,
     }
 }
 
+// One row, in vectors: memcpy of a number of bytes that is not known in advance takes longer than the
+// copy. The row that comes some rows later, each `stride` behind the other, is asked for.
+static void clnet__conv2d_pack_row(float *to, size_t panel, size_t columns, const float *from,
+                                   size_t width, size_t stride) {
+    size_t j = 0;
+    for (; j + columns <= width; j += columns, to += panel) {
+        CLNET__PREFETCH(from + CLNET__CONV2D_AHEAD * stride + j);
+        for (size_t c = 0; c < columns; c += 4) {
+            clnet__vec4_store(to + c, clnet__vec4_load(from + j + c));
+        }
+    }
+    if (j < width) {
+        memcpy(to, from + j, (width - j) * sizeof(float));
+    }
+}
+
 // Copies columns [0, width) of `from` into panels that lie `panel` elements apart, zero beyond the
 // last column. The inner loops follow the unit stride, all columns of a row before the next: rows
 // may be pages apart.
@@ -2074,11 +2091,8 @@ static void clnet__conv2d_pack(float *to, size_t panel, size_t columns, const fl
     }
     if (column_stride == 1) {
         for (size_t k = 0; k < depth; k++) {
-            for (size_t j = 0; j < width; j += columns) {
-                const size_t some = clnet__conv2d_min(columns, width - j);
-                memcpy(to + j / columns * panel + k * columns, from + k * k_stride + j,
-                       some * sizeof(float));
-            }
+            clnet__conv2d_pack_row(to + k * columns, panel, columns, from + k * k_stride, width,
+                                   k + CLNET__CONV2D_AHEAD < depth ? k_stride : 0);
         }
     } else {
         for (size_t j = 0; j < width; j++) {
@@ -3609,6 +3623,7 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__CONV2D_PIXELS
 #undef CLNET__CONV2D_BLOCK
 #undef CLNET__CONV2D_GAP
+#undef CLNET__CONV2D_AHEAD
 #undef CLNET__CONV2D_MAX_ROWS
 #undef CLNET__CONV2D_WEIGHT_ROWS
 #undef CLNET__CONV2D_WEIGHT_CHAIN
