@@ -2104,10 +2104,11 @@ static void clnet__conv2d_pack(float *to, size_t panel, size_t columns, const fl
     }
 }
 
-// One tile times one panel [taps][depth][COLUMNS], in chains.
+// One tile times one panel [taps][depth][COLUMNS], in chains. The first sets c where nothing is there
+// to be added to.
 static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c, size_t c_offset,
                                  const float *const *a, size_t a_offset, const float *b,
-                                 size_t taps, size_t depth) {
+                                 size_t taps, size_t depth, bool add) {
     const size_t t_step = depth < p->chain ? p->chain / depth : 1;
     const size_t k_step = clnet__conv2d_cut(depth, p->chain, 1);
     const size_t rows = (size_t)p->kernel.rows, columns = (size_t)p->kernel.columns;
@@ -2115,7 +2116,7 @@ static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c
         for (size_t k = 0; k < depth; k += k_step) {
             p->kernel.tile(c, c_offset, a + t * rows, a_offset + k, 1,
                            b + (t * depth + k) * columns, (int)clnet__conv2d_min(t_step, taps - t),
-                           (int)clnet__conv2d_min(k_step, depth - k), true);
+                           (int)clnet__conv2d_min(k_step, depth - k), add || t + k > 0);
         }
     }
 }
@@ -2124,14 +2125,15 @@ static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c
 // them is touched.
 static void clnet__conv2d_edge(const clnet__conv2d_product *p, float *edge, float *const *c,
                                size_t c_offset, size_t width, const float *const *a,
-                               size_t a_offset, const float *b, size_t taps, size_t depth) {
+                               size_t a_offset, const float *b, size_t taps, size_t depth,
+                               bool add) {
     float *rows[CLNET__CONV2D_MAX_ROWS];
     for (int r = 0; r < p->kernel.rows; r++) {
         rows[r] = edge + r * p->kernel.columns;
         memset(rows[r], 0, (size_t)p->kernel.columns * sizeof(float));
-        memcpy(rows[r], c[r] + c_offset, width * sizeof(float));
+        memcpy(rows[r], c[r] + c_offset, add ? width * sizeof(float) : 0);
     }
-    clnet__conv2d_chains(p, rows, 0, a, a_offset, b, taps, depth);
+    clnet__conv2d_chains(p, rows, 0, a, a_offset, b, taps, depth, add);
     for (int r = 0; r < p->kernel.rows; r++) {
         memcpy(c[r] + c_offset, rows[r], width * sizeof(float));
     }
@@ -2165,6 +2167,7 @@ static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
                                         const clnet__conv2d_part *part, const float *w, size_t t0,
                                         size_t taps, size_t k0, size_t depth, bool last) {
     const size_t width = part->width, channel = part->group * p->columns + part->column;
+    const bool add = p->add || p->start || p->bias || t0 + k0 > 0;
     const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
     const size_t panel = taps * depth * columns + CLNET__CONV2D_GAP;
     for (size_t t = 0; t < taps; t++) {
@@ -2178,9 +2181,9 @@ static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
         for (size_t i = 0; i < part->pixels; i += rows) {
             const float *const *a = m->a + i * (size_t)p->grid.taps + t0 * rows;
             if (some == columns) {
-                clnet__conv2d_chains(p, m->c + i, j, a, k0, b, taps, depth);
+                clnet__conv2d_chains(p, m->c + i, j, a, k0, b, taps, depth, add);
             } else {
-                clnet__conv2d_edge(p, m->edge, m->c + i, j, some, a, k0, b, taps, depth);
+                clnet__conv2d_edge(p, m->edge, m->c + i, j, some, a, k0, b, taps, depth, add);
             }
             if (last && p->epilogue) {
                 clnet__conv2d_product_finish(p, m->c + i, part->first + i,
@@ -2191,15 +2194,11 @@ static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
     }
 }
 
-// y starts from the bias, or from zero.
+// y starts from the bias.
 static void clnet__conv2d_product_start(float *const *c, size_t pixels, size_t width,
                                         const float *bias) {
     for (size_t r = 0; r < pixels; r++) {
-        if (bias) {
-            memcpy(c[r], bias, width * sizeof(float));
-        } else {
-            memset(c[r], 0, width * sizeof(float));
-        }
+        memcpy(c[r], bias, width * sizeof(float));
     }
 }
 
@@ -2226,9 +2225,9 @@ static void clnet__conv2d_product_task(void *arg, size_t index, int worker) {
     if (p->start) {
         p->start(p->start_from, m.c, part.first, part.pixels, group * p->columns + column,
                  part.width);
-    } else if (!p->add) {
+    } else if (p->bias) {
         clnet__conv2d_product_start(m.c, part.pixels, part.width,
-                                    p->bias ? p->bias + group * p->columns + column : NULL);
+                                    p->bias + group * p->columns + column);
     }
     memset(m.dead, 0, CLNET__CONV2D_BLOCK * sizeof(float));
     for (size_t k = 0; k < p->K; k += p->depth) {
