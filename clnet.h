@@ -4729,10 +4729,10 @@ static clnet__span clnet__pool2d_span(const clnet_pool2d_sizes *s, int axis, int
 static void clnet__max_pool2d_pixel(clnet_real *CLNET__RESTRICT y, int32_t *CLNET__RESTRICT argmax,
                                     const clnet_real *CLNET__RESTRICT x, int32_t at, int channels) {
     for (int c = 0; c < channels && argmax; c++) {
-        argmax[c] = (x[c] > y[c]) | (x[c] != x[c]) ? at : argmax[c];
+        argmax[c] = ((x[c] > y[c]) | (x[c] != x[c])) ? at : argmax[c];
     }
     for (int c = 0; c < channels; c++) {
-        y[c] = (x[c] > y[c]) | (x[c] != x[c]) ? x[c] : y[c];
+        y[c] = ((x[c] > y[c]) | (x[c] != x[c])) ? x[c] : y[c];
     }
 }
 

@@ -550,9 +550,10 @@ static double folded_distance(clnet_tensor *a, clnet_tensor *b) {
     return difference / largest;
 }
 
-// Batch norm, addition and ReLU in the convolution that they follow: the same values but for the last
-// bits (a multiplication and addition are rounded once, and five layers pass that on: 1e-6 is 17
-// roundings of 2^-24), the same bits with any threads and batch; in training as without it.
+// Batch norm, addition and ReLU in the convolution that they follow, upsampling behind the one that
+// it precedes: the same values but for the last bits (a multiplication and addition are rounded once,
+// upsampled sums in another order, and layers pass that on: 1e-6 of the largest value is 17 roundings
+// of 2^-24), the same bits with any threads and batch; in training as without it.
 static void test_epilogues(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_context *one = clnet_context_create(&(clnet_context_desc){.threads = 1});
