@@ -80,21 +80,6 @@ static bool network_case_open(network_case *c, clnet_context *ctx, const char *d
     return true;
 }
 
-static size_t greatest_divisor(size_t a, size_t b) { return b ? greatest_divisor(b, a % b) : a; }
-
-// Keeps of a result what the files hold, at most 2048 numbers: every s-th, with the smallest s that has
-// no divisor in common with the count. Returns how many those are.
-static size_t network_case_thin(double *values, size_t count) {
-    size_t step = 1, kept = 0;
-    while (count > 2048 && (count > step * 2048 || greatest_divisor(step, count) > 1)) {
-        step++;
-    }
-    for (size_t i = 0; i < count; i += step) {
-        values[kept++] = values[i];
-    }
-    return kept;
-}
-
 static void network_case_close(network_case *c) { clnet_tensor_file_close(c->expected); }
 
 // Gives a tensor of the model the values of the file, if both have it.
