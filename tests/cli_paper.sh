@@ -118,6 +118,15 @@ check "status of Inception's" test $? = 0
 check "Inception: what was read is told" grep -q "inception.safetensors: 470 tensors loaded into cls, 2 left out" err
 check "Inception: begins with the file's weights" cmp by-hand/wide/last.safetensors wide/inception_v3+unet/last.safetensors
 
+# The encoder of ResUNet is that of ResNet-50 as well, for `train`.
+for seg in encoder.pth encoder.safetensors; do
+    "$clnet" train data $recipe --epochs 1 --model resunet --pretrained-seg $seg --out seg/$seg >out 2>err
+    check "resunet: $seg is told" grep -q "$seg: 265 tensors loaded into seg, 2 left out" err
+done
+"$clnet" train data $recipe --epochs 1 --model resunet --out seg/own >out 2>err
+check "resunet: both files are the same" cmp seg/encoder.pth/last.safetensors seg/encoder.safetensors/last.safetensors
+check "resunet: not with its own" sh -c "! cmp -s seg/own/last.safetensors seg/encoder.pth/last.safetensors"
+
 # The split: the test images where they have masks and labels, else the validation images.
 "$clnet" synth --out all --train 6 --validation 3 --test 3 --size 48x40 --seed 3 >/dev/null 2>&1
 "$clnet" paper all $recipe --epochs 1 --models unet --out test >out 2>err
