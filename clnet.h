@@ -1215,12 +1215,11 @@ struct clnet_node {
     clnet_tensor *saved[3];
     bool in_place; // in[0] lies inside out, its gradient too
     bool backward; // takes part in backward
-    // Of a convolution that computes other nodes, too, in evaluation (see >>plan):
-    clnet_node *batch_norm; // the first to follow it; NULL: none
+    // Of a convolution that computes what follows it, too, in evaluation (see >>plan):
+    clnet_node *batch_norm; // the first to follow; NULL: none
     clnet_tensor *summand;  // what an addition behind it adds; NULL: none
     bool relu;              // at the end
-    clnet_node *upsampling; // of a part of its input, which it does with its sums; NULL: none
-    bool absorbed; // computed by a convolution in evaluation, where it has nothing left to do
+    bool absorbed;          // of what follows: in evaluation it has nothing left to do
     int again;     // before the backward of that node its forward runs once more; -1: it does not
     union {
         clnet_conv2d_desc conv2d;
@@ -1252,7 +1251,7 @@ struct clnet_backend {
     clnet_result (*download)(clnet_context *ctx, void *to, clnet_memory *from, size_t offset,
                              size_t bytes);
     clnet_result (*fill)(clnet_context *ctx, clnet_memory *memory, size_t offset, size_t bytes);
-    bool fuses; // forward of a convolution computes the nodes that the plan leaves to it
+    bool epilogues; // forward of a convolution computes what the plan says that follows it
     // Bytes of scratch that a node needs in either direction.
     size_t (*workspace)(clnet_context *ctx, const clnet_node *node);
     // Bytes that can still be taken. NULL: nobody knows.
@@ -1928,11 +1927,6 @@ static size_t clnet__conv2d_min(size_t a, size_t b) { return a < b ? a : b; }
 // The product of forward and backward data:
 // y[pixel][column] (+)= sum over tap, k of source[source(pixel, tap)][k] * w[tap][k][column]
 
-// What a task's rows start from instead of bias or zero: pixels [first, first + rows) of y, and of
-// them `channels` from `channel` on, where y points to.
-typedef void clnet__conv2d_start(const void *from, float *const *y, size_t first, size_t rows,
-                                 size_t channel, size_t channels);
-
 typedef struct clnet__conv2d_product {
     clnet__conv2d_kernel kernel;
     clnet__conv2d_grid grid;
@@ -1942,13 +1936,11 @@ typedef struct clnet__conv2d_product {
     int YH, YW, origin[2], y_step[2];     // grid pixel (n, i, j) is y's (n, origin + (i, j)*y_step)
     size_t w_tap, w_k, w_column, w_group; // strides of w
     size_t groups, K, columns;            // K and columns: per group
-    bool add;                             // false: y starts from start, bias or zero
-    clnet__conv2d_start *start;           // NULL: none
-    const void *start_from;
-    const clnet__epilogue *epilogue;   // of forward; NULL: none
-    size_t chain;                      // products summed in registers before they are added to y
-    size_t depth, taps, pixels, block; // cuts of K, taps, pixels and columns
-    char *scratch;                     // of all workers
+    bool add;                             // false: y starts from bias or zero
+    const clnet__epilogue *epilogue;      // of forward; NULL: none
+    size_t chain;                         // products summed in registers before they are added to y
+    size_t depth, taps, pixels, block;    // cuts of K, taps, pixels and columns
+    char *scratch;                        // of all workers
 } clnet__conv2d_product;
 
 typedef struct clnet__conv2d_scratch {
@@ -2167,7 +2159,7 @@ static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
                                         const clnet__conv2d_part *part, const float *w, size_t t0,
                                         size_t taps, size_t k0, size_t depth, bool last) {
     const size_t width = part->width, channel = part->group * p->columns + part->column;
-    const bool add = p->add || p->start || p->bias || t0 + k0 > 0;
+    const bool add = p->add || p->bias || t0 + k0 > 0;
     const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
     const size_t panel = taps * depth * columns + CLNET__CONV2D_GAP;
     for (size_t t = 0; t < taps; t++) {
@@ -2222,10 +2214,7 @@ static void clnet__conv2d_product_task(void *arg, size_t index, int worker) {
     const size_t group = part.group, column = part.column, taps = (size_t)p->grid.taps;
     const float *w = p->w + group * p->w_group + column * p->w_column;
     clnet__conv2d_product_point(p, &m, part.first, part.pixels, group, column);
-    if (p->start) {
-        p->start(p->start_from, m.c, part.first, part.pixels, group * p->columns + column,
-                 part.width);
-    } else if (p->bias) {
+    if (p->bias) {
         clnet__conv2d_product_start(m.c, part.pixels, part.width,
                                     p->bias + group * p->columns + column);
     }
@@ -2356,23 +2345,6 @@ static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const fl
     p.source = x;
     p.w = w;
     p.bias = b;
-    p.epilogue = e;
-    clnet__conv2d_product_run(cpu, &p);
-}
-
-// Directly, from sums that are there already.
-static void clnet__conv2d_fast_continue(const clnet__cpu *cpu, float *y, const float *x,
-                                        const float *w, const clnet_conv2d_sizes *s,
-                                        clnet__conv2d_start *start, const void *start_from,
-                                        const clnet__epilogue *e, void *workspace) {
-    const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
-    clnet__conv2d_product p = clnet__conv2d_product_forward(cpu, s, &shared);
-    clnet__conv2d_list_taps(s, shared.tap);
-    p.y = y;
-    p.source = x;
-    p.w = w;
-    p.start = start;
-    p.start_from = start_from;
     p.epilogue = e;
     clnet__conv2d_product_run(cpu, &p);
 }
@@ -4039,50 +4011,6 @@ static clnet__epilogue clnet__conv2d_epilogue(const clnet_node *node) {
                              .summand_stride = node->summand ? node->summand->stride : 0,
                              .least = node->relu ? 0 : -INFINITY};
 }
-
-// Sums of a coarser map that a convolution continues from: see >>upsample_bilinear.
-typedef struct clnet__coarse {
-    const float *sums;
-    clnet_upsample_sizes sizes;
-} clnet__coarse;
-
-static void clnet__upsample_sums(const void *from, float *const *y, size_t first, size_t rows,
-                                 size_t channel, size_t channels);
-
-// y = U(w_u x_u + b) + w_e x_e, where the input is U(x_u) and x_e side by side, in whichever order: the
-// sums w_u x_u + b of the coarse map lie where U(x_u) would have lain, and are upsampled as the sums of
-// the fine one begin.
-static void clnet__conv2d_upsampled(clnet_graph *g, const clnet_node *node,
-                                    const clnet_conv2d_sizes *s, const clnet__epilogue *e) {
-    const clnet_node *up = node->upsampling;
-    const clnet_tensor *x = up->in[0], *upsampled = up->out;
-    const size_t first_u = (size_t)upsampled->first_channel, OC = (size_t)s->OC;
-    const size_t first_e = first_u ? 0 : (size_t)x->shape[1];
-    const float *w = clnet__value(node->in[1]);
-    float *sums = clnet__value(upsampled);
-    clnet_conv2d_sizes coarse = *s, fine = *s;
-    coarse.C = x->shape[1];
-    coarse.H = coarse.OH = x->shape[2];
-    coarse.W = coarse.OW = x->shape[3];
-    coarse.x_stride = x->stride;
-    coarse.y_stride = upsampled->stride;
-    fine.C = s->C - coarse.C;
-    const clnet__coarse from = {sums,
-                                {.N = s->N,
-                                 .C = s->OC,
-                                 .H = coarse.H,
-                                 .W = coarse.W,
-                                 .OH = s->OH,
-                                 .OW = s->OW,
-                                 .align_corners = up->desc.align_corners,
-                                 .x_stride = coarse.y_stride}};
-    const clnet__cpu *cpu = clnet__cpu_of(g);
-    clnet__conv2d_fast_forward(cpu, sums, clnet__value(x), w + first_u * OC,
-                               clnet__value(node->in[2]), &coarse, NULL, clnet__workspace(g));
-    clnet__conv2d_fast_continue(cpu, clnet__value(node->out), clnet__value(node->in[0]) + first_e,
-                                w + first_e * OC, &fine, clnet__upsample_sums, &from, e,
-                                clnet__workspace(g));
-}
 #endif
 
 static void clnet__convolve_forward(clnet_graph *g, clnet_node *node, const clnet_conv2d_sizes *s) {
@@ -4093,12 +4021,8 @@ static void clnet__convolve_forward(clnet_graph *g, clnet_node *node, const clne
     if (!clnet__cpu_of(g)->reference) {
         const bool more = node->batch_norm && !clnet__training(g);
         const clnet__epilogue e = more ? clnet__conv2d_epilogue(node) : (clnet__epilogue){0};
-        if (node->upsampling && !clnet__training(g)) {
-            clnet__conv2d_upsampled(g, node, s, more ? &e : NULL);
-        } else {
-            clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s, more ? &e : NULL,
-                                       clnet__workspace(g));
-        }
+        clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s, more ? &e : NULL,
+                                   clnet__workspace(g));
         return;
     }
 #endif
@@ -5032,21 +4956,6 @@ static clnet__tap clnet__upsample_tap(int o, int size, clnet_real scale, bool al
     return (clnet__tap){low, clnet__min(low + 1, size - 1), 1 - weight, weight};
 }
 
-// One pixel of y, from an image x of width W.
-static void clnet__upsample_pixel(clnet_real *CLNET__RESTRICT y, const clnet_real *x,
-                                  const clnet__tap *h, const clnet__tap *w, int W, size_t stride,
-                                  size_t channels) {
-    const clnet_real *a = x + clnet__row(0, h->low, w->low, 0, W) * stride;
-    const clnet_real *b = x + clnet__row(0, h->low, w->high, 0, W) * stride;
-    const clnet_real *c = x + clnet__row(0, h->high, w->low, 0, W) * stride;
-    const clnet_real *d = x + clnet__row(0, h->high, w->high, 0, W) * stride;
-    const clnet_real top = h->low_weight, bottom = h->high_weight;
-    const clnet_real left = w->low_weight, right = w->high_weight;
-    for (size_t i = 0; i < channels; i++) {
-        y[i] = top * (left * a[i] + right * b[i]) + bottom * (left * c[i] + right * d[i]);
-    }
-}
-
 void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
                                          const clnet_upsample_sizes *s) {
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
@@ -5057,35 +4966,20 @@ void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
         const clnet__tap h =
             clnet__upsample_tap(clnet__mod(row, s->OH), s->H, scale_h, s->align_corners);
         const int n = (int)(row / (size_t)s->OH);
+        const clnet_real *low = x + clnet__row(n, h.low, 0, s->H, s->W) * xs;
+        const clnet_real *high = x + clnet__row(n, h.high, 0, s->H, s->W) * xs;
         for (int ow = 0; ow < s->OW; ow++) {
             const clnet__tap w = clnet__upsample_tap(ow, s->W, scale_w, s->align_corners);
-            clnet__upsample_pixel(y + (row * (size_t)s->OW + (size_t)ow) * ys,
-                                  x + clnet__row(n, 0, 0, s->H, s->W) * xs, &h, &w, s->W, xs,
-                                  (size_t)s->C);
+            const clnet_real *a = low + (size_t)w.low * xs, *b = low + (size_t)w.high * xs;
+            const clnet_real *c = high + (size_t)w.low * xs, *d = high + (size_t)w.high * xs;
+            clnet_real *CLNET__RESTRICT yp = y + (row * (size_t)s->OW + (size_t)ow) * ys;
+            for (int i = 0; i < s->C; i++) {
+                yp[i] = h.low_weight * (w.low_weight * a[i] + w.high_weight * b[i]) +
+                        h.high_weight * (w.low_weight * c[i] + w.high_weight * d[i]);
+            }
         }
     }
 }
-
-#ifdef CLNET__FAST
-// y starts as the sums of a coarser map, upsampled (see >>conv2d).
-static void clnet__upsample_sums(const void *from, float *const *y, size_t first, size_t rows,
-                                 size_t channel, size_t channels) {
-    const clnet__coarse *coarse = from;
-    const clnet_upsample_sizes *s = &coarse->sizes;
-    const float scale_h = clnet__upsample_scale(s->H, s->OH, s->align_corners);
-    const float scale_w = clnet__upsample_scale(s->W, s->OW, s->align_corners);
-    for (size_t r = 0; r < rows; r++) {
-        const size_t pixel = first + r, row = pixel / (size_t)s->OW;
-        const int n = (int)(row / (size_t)s->OH);
-        const clnet__tap h =
-            clnet__upsample_tap(clnet__mod(row, s->OH), s->H, scale_h, s->align_corners);
-        const clnet__tap w =
-            clnet__upsample_tap(clnet__mod(pixel, s->OW), s->W, scale_w, s->align_corners);
-        const float *image = coarse->sums + clnet__row(n, 0, 0, s->H, s->W) * s->x_stride;
-        clnet__upsample_pixel(y[r], image + channel, &h, &w, s->W, s->x_stride, channels);
-    }
-}
-#endif
 
 // A range of outputs that holds all that read input i: those with r in (i - 1, i + 1), and one more
 // on each side for rounding.
@@ -6519,7 +6413,7 @@ static clnet_tensor *clnet__absorb(clnet_tensor *x, clnet_node *node) {
 // last output. In training, batch norm needs the sums of all pixels first: then the nodes run one by
 // one, in place.
 static void clnet__plan_epilogues(clnet_graph *g, const clnet_build_desc *d) {
-    for (int i = 0; g->ctx->backend.fuses && !d->loss && i < g->node_count; i++) {
+    for (int i = 0; g->ctx->backend.epilogues && !d->loss && i < g->node_count; i++) {
         clnet_node *node = g->nodes[i];
         clnet_node *next = clnet__only_reader(g, node->out, d);
         if (node->op != CLNET_OP_CONV2D || !next || next->op != CLNET_OP_BATCH_NORM) {
@@ -6563,45 +6457,6 @@ static void clnet__plan_concat(clnet_graph *g, const clnet_build_desc *d) {
                 x->first_channel = first;
             }
             first += x->shape[1];
-        }
-    }
-}
-
-// The upsampling among two inputs of a concatenation that nobody else reads and that lies inside it,
-// where the sums of `channels` fit into its memory and have fewer pixels; or NULL.
-static clnet_node *clnet__upsampled_part(const clnet_graph *g, const clnet_node *concat,
-                                         int channels, const clnet_build_desc *d) {
-    for (int i = 0; concat->op == CLNET_OP_CONCAT && concat->inputs == 2 && i < 2; i++) {
-        const clnet_tensor *t = concat->in[i];
-        clnet_node *up = t->producer;
-        if (up && up->op == CLNET_OP_UPSAMPLE_BILINEAR && t->inside == concat->out &&
-            clnet__only_reader(g, t, d) == concat && channels <= t->shape[1] &&
-            clnet__pixels(up->in[0]) < clnet__pixels(t)) {
-            return up;
-        }
-    }
-    return NULL;
-}
-
-// Pass "upsampling", of a graph without a loss: a 1 x 1 convolution commutes with bilinear upsampling,
-// whose weights sum to 1. Where it reads a concatenation that is upsampled in part, as the fusion
-// modules do, it computes that part's sums on the coarse map, with a quarter of the products, and
-// upsamples those, which are fewer channels. In training the nodes run one by one.
-static void clnet__plan_upsampling(clnet_graph *g, const clnet_build_desc *d) {
-    for (int i = 0; g->ctx->backend.fuses && !d->loss && i < g->node_count; i++) {
-        clnet_node *node = g->nodes[i];
-        const clnet_conv2d_desc *c = &node->desc.conv2d;
-        const clnet_node *concat = node->in[0]->producer;
-        if (node->op != CLNET_OP_CONV2D || c->groups != 1 || !concat ||
-            c->kernel_size[0] * c->kernel_size[1] != 1 || c->stride[0] * c->stride[1] != 1 ||
-            c->padding[0] + c->padding[1] != 0 || clnet__only_reader(g, concat->out, d) != node) {
-            continue;
-        }
-        node->upsampling = clnet__upsampled_part(g, concat, node->out->shape[1], d);
-        if (node->upsampling) {
-            clnet_tensor *x = node->upsampling->in[0];
-            node->upsampling->absorbed = true;
-            x->last_use = clnet__max(x->last_use, i);
         }
     }
 }
@@ -7075,7 +6930,6 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
     clnet__plan_in_place(g, d);
     clnet__plan_epilogues(g, d);
     clnet__plan_concat(g, d);
-    clnet__plan_upsampling(g, d);
     g->keep_all = d->keep_all;
     g->no_accumulation = d->no_accumulation;
     clnet__plan_again(g);
@@ -7900,7 +7754,7 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
     ctx->backend.isa = d->reference ? "reference" : clnet_isa_name(ctx->cpu.isa);
     ctx->backend.threads = ctx->cpu.threads;
 #ifdef CLNET__FAST
-    ctx->backend.fuses = !d->reference;
+    ctx->backend.epilogues = !d->reference;
 #endif
     clnet__cpu_name_rows(ctx->rows);
     ctx->backend.rows = d->profile ? ctx->rows : NULL;
