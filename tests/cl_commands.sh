@@ -67,7 +67,7 @@ check "the same bits from run to run" cmp y1 y2
 check "the same weights after three steps" cmp w1 w2
 check "says what it ran on" grep -q '"device":"opencl' y1
 "$clnet" run $run --train --profile --output y >profile 2>&1
-check "--profile names kernels" grep -q "^conv2d_backward_weight  *[1-9]" profile
+check "--profile names kernels" grep -q "_backward_weight  *[1-9]" profile
 # The number of PoCL's threads is that of the device's compute units, by which sums are cut.
 for n in 1 2 3 4 5 6 7 8; do
     for run_number in 1 2; do

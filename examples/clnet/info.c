@@ -38,7 +38,7 @@ static clnet_model *plan(const info *c, clnet_purpose purpose, int batch) {
     clnet_model_desc d = c->desc;
     d.purpose = purpose;
     d.batch = batch;
-    d.no_accumulation = true; // as `clnet train` has it without --accumulate
+    d.no_accumulation = d.raw_image = purpose == CLNET_TRAIN; // as `clnet train` has them
     d.plan_only = true;
     return clnet_model_create(c->ctx, &d);
 }
