@@ -1220,7 +1220,7 @@ struct clnet_node {
     clnet_tensor *summand;  // what an addition behind it adds; NULL: none
     bool relu;              // at the end
     bool absorbed;          // of what follows: in evaluation it has nothing left to do
-    int again;     // before the backward of that node its forward runs once more; -1: it does not
+    int again;              // before that node's backward its forward runs once more; -1: never
     union {
         clnet_conv2d_desc conv2d;
         clnet_batch_norm_desc batch_norm;

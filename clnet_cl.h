@@ -527,8 +527,9 @@ static const clnet__cl_tuning clnet__cl_tunings[] = {
     // the number of groups follows. Nothing is computed in half precision, which is slow on that card.
     {CLNET_CL_GPU, NULL, 8, 8, 8, 2, 4, 16, 32, 8, 256, 16, true, false},
     // CPUs run a group as loops of one thread, and local memory is as far away as all other: what a
-    // work-item sums stays in 12 of AVX2's 16 registers. CLBlast's kernels are made for GPUs.
-    {CLNET_CL_CPU, NULL, 4, 4, 6, 2, 8, 16, 16, 4, 256, 4, false, true},
+    // work-item sums stays in 12 of AVX2's 16 registers, and the items of a group read the same columns
+    // one after the other. CLBlast's kernels are made for GPUs.
+    {CLNET_CL_CPU, NULL, 8, 1, 6, 2, 8, 16, 16, 4, 256, 4, false, true},
     // Accelerators of an unknown kind: groups that any device allows.
     {CLNET_CL_OTHER, NULL, 8, 8, 8, 2, 4, 16, 16, 4, 64, 8, false, false},
 };
@@ -1198,18 +1199,6 @@ static clnet__cl_grid clnet__cl_tiles(const clnet__cl *cl, size_t rows, size_t c
     return (clnet__cl_grid){{across * x, down * y, depth}, {x, y, 1}, work};
 }
 
-// The same for the kernels of >>direct.
-static clnet__cl_grid clnet__cl_direct(const clnet__cl *cl, size_t rows, size_t columns,
-                                       size_t depth, size_t terms) {
-    enum { TOGETHER = 8 }; // tiles of a group, which read the same columns
-    const clnet__cl_tuning *t = &cl->tuning;
-    const size_t m = (size_t)t->rows, n = (size_t)(t->vectors * t->width);
-    const size_t across = (columns + n - 1) / n, down = (rows + m - 1) / m;
-    const double work = (double)(across * n) * (double)(down * m) * (double)(depth * terms);
-    const size_t y = TOGETHER < t->elements ? TOGETHER : (size_t)t->elements;
-    return (clnet__cl_grid){{across, clnet__round_up(down, y), depth}, {1, y, 1}, work};
-}
-
 // Images, channels, pixels of a tensor, as arguments.
 static size_t clnet__cl_images(const clnet_tensor *t) { return (size_t)t->shape[0]; }
 static size_t clnet__cl_channels(const clnet_tensor *t) { return (size_t)t->shape[1]; }
@@ -1272,10 +1261,11 @@ static clnet__cl_conv_sizes clnet__cl_conv_of(const clnet_node *node) {
                                   (int32_t)s.y_stride};
 }
 
-// The rows of a weight gradient by >>direct: the channels under each tap are whole tiles.
-static size_t clnet__cl_direct_rows(const clnet__cl *cl, const clnet__cl_conv_sizes *s) {
+// The rows of a weight gradient: (kh, kw, ic), by >>direct the channels under each tap in whole tiles.
+static size_t clnet__cl_weight_rows(const clnet__cl *cl, const clnet__cl_conv_sizes *s) {
+    const size_t channels = (size_t)(s->C / s->groups), tile = (size_t)cl->tuning.rows;
     return clnet__volume(s->KH, s->KW, 1) *
-           clnet__round_up((size_t)(s->C / s->groups), (size_t)cl->tuning.rows);
+           (cl->tuning.direct ? clnet__round_up(channels, tile) : channels);
 }
 
 // How the sums over pixels of weight gradients are cut: `slices` of `length` pixels each, whose
@@ -1288,11 +1278,8 @@ typedef struct clnet__cl_cut {
 static clnet__cl_cut clnet__cl_weight_cut(const clnet__cl *cl, const clnet__cl_conv_sizes *s) {
     const size_t pixels = clnet__volume(s->N, s->OH, s->OW);
     const size_t rows = clnet__volume(s->KH, s->KW, s->C / s->groups);
-    const size_t columns = (size_t)(s->OC / s->groups), depth = (size_t)s->groups;
-    const clnet__cl_grid tiles =
-        cl->tuning.direct
-            ? clnet__cl_direct(cl, clnet__cl_direct_rows(cl, s), columns, depth, 0)
-            : clnet__cl_tiles(cl, rows, columns, depth, 0);
+    const clnet__cl_grid tiles = clnet__cl_tiles(cl, clnet__cl_weight_rows(cl, s),
+                                                 (size_t)(s->OC / s->groups), (size_t)s->groups, 0);
     const size_t groups = tiles.global[0] / tiles.local[0] * (tiles.global[1] / tiles.local[1]) *
                           tiles.global[2];
     clnet__cl_cut cut = {.weights = rows * (size_t)s->OC};
@@ -1609,9 +1596,9 @@ static clnet_result clnet__cl_convolve(clnet_context *ctx, clnet__cl_place y, cl
                                        const clnet__cl_conv_sizes *s) {
     clnet__cl *cl = clnet__cl_of(ctx);
     const clnet__cl_kernel kernel = clnet__cl_forward_kernel(cl);
-    const clnet__cl_grid grid = (cl->tuning.direct ? clnet__cl_direct : clnet__cl_tiles)(
-        cl, clnet__volume(s->N, s->OH, s->OW), (size_t)(s->OC / s->groups), (size_t)s->groups,
-        clnet__volume(s->KH, s->KW, s->C / s->groups));
+    const clnet__cl_grid grid =
+        clnet__cl_tiles(cl, clnet__volume(s->N, s->OH, s->OW), (size_t)(s->OC / s->groups),
+                        (size_t)s->groups, clnet__volume(s->KH, s->KW, s->C / s->groups));
     cl->rows[kernel].macs += clnet__cl_macs(s);
     return CLNET__CL_RUN_KERNEL(ctx, kernel, grid, AT(y), AT(x), AT(w), AT(b), STRUCT(*s));
 }
@@ -1629,46 +1616,39 @@ static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
 static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
                                   const clnet__cl_conv_sizes *s) {
     clnet__cl *cl = clnet__cl_of(g->ctx);
-    const clnet__cl_place dx = clnet__cl_grad(node->in[0]), dy = clnet__cl_grad(node->out);
-    const clnet__cl_place w = clnet__cl_value(node->in[1]), flipped = clnet__cl_scratch(g, 0);
-    const size_t rows = clnet__volume(s->N, s->H, s->W), columns = (size_t)(s->C / s->groups);
-    const size_t groups = (size_t)s->groups, taps = clnet__volume(1, s->KH, s->KW);
-    const size_t terms = taps * (size_t)(s->OC / s->groups);
-    if (!cl->tuning.direct) {
-        cl->rows[CLNET__CL_conv2d_backward_data].macs += clnet__cl_macs(s);
-        CLNET__CL_RUN(g->ctx, conv2d_backward_data,
-                      clnet__cl_tiles(cl, rows, columns, groups, terms), AT(dx), AT(dy), AT(w),
-                      STRUCT(*s));
-        return;
+    const size_t columns = (size_t)(s->C / s->groups), taps = clnet__volume(1, s->KH, s->KW);
+    clnet__cl_kernel kernel = CLNET__CL_conv2d_backward_data;
+    clnet__cl_place w = clnet__cl_value(node->in[1]);
+    if (cl->tuning.direct) {
+        const clnet__cl_place flipped = clnet__cl_scratch(g, 0);
+        CLNET__CL_RUN(g->ctx, transpose_taps, clnet__cl_plane(cl, columns, taps * (size_t)s->OC),
+                      AT(flipped), AT(w), INT(taps), INT(columns), INT((size_t)s->OC));
+        kernel = CLNET__CL_direct_backward_data;
+        w = flipped;
     }
-    CLNET__CL_RUN(g->ctx, transpose_taps, clnet__cl_plane(cl, columns, taps * (size_t)s->OC),
-                  AT(flipped), AT(w), INT(taps), INT(columns), INT((size_t)s->OC));
-    cl->rows[CLNET__CL_direct_backward_data].macs += clnet__cl_macs(s);
-    CLNET__CL_RUN(g->ctx, direct_backward_data, clnet__cl_direct(cl, rows, columns, groups, terms),
-                  AT(dx), AT(dy), AT(flipped), STRUCT(*s));
+    cl->rows[kernel].macs += clnet__cl_macs(s);
+    CLNET__CL_RUN_KERNEL(g->ctx, kernel,
+                         clnet__cl_tiles(cl, clnet__volume(s->N, s->H, s->W), columns,
+                                         (size_t)s->groups, taps * (size_t)(s->OC / s->groups)),
+                         AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)), AT(w),
+                         STRUCT(*s));
 }
 
 static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
                                     const clnet__cl_conv_sizes *s) {
     clnet__cl *cl = clnet__cl_of(g->ctx);
     const clnet__cl_cut cut = clnet__cl_weight_cut(cl, s);
-    const clnet__cl_place partial = clnet__cl_scratch(g, 0), dy = clnet__cl_grad(node->out);
-    const clnet__cl_place x = clnet__cl_value(node->in[0]);
-    const size_t columns = (size_t)(s->OC / s->groups), depth = cut.slices * (size_t)s->groups;
-    if (cl->tuning.direct) {
-        cl->rows[CLNET__CL_direct_backward_weight].macs += clnet__cl_macs(s);
-        CLNET__CL_RUN(g->ctx, direct_backward_weight,
-                      clnet__cl_direct(cl, clnet__cl_direct_rows(cl, s), columns, depth, cut.length),
-                      AT(partial), AT(dy), AT(x), STRUCT(*s), INT(cut.length),
-                      INT(CLNET__CL_WEIGHT_BLOCK));
-    } else {
-        cl->rows[CLNET__CL_conv2d_backward_weight].macs += clnet__cl_macs(s);
-        CLNET__CL_RUN(g->ctx, conv2d_backward_weight,
-                      clnet__cl_tiles(cl, clnet__volume(s->KH, s->KW, s->C / s->groups), columns,
-                                      depth, cut.length),
-                      AT(partial), AT(dy), AT(x), STRUCT(*s), INT(cut.length),
-                      INT(CLNET__CL_WEIGHT_BLOCK));
-    }
+    const clnet__cl_place partial = clnet__cl_scratch(g, 0);
+    const clnet__cl_kernel kernel = cl->tuning.direct ? CLNET__CL_direct_backward_weight
+                                                      : CLNET__CL_conv2d_backward_weight;
+    cl->rows[kernel].macs += clnet__cl_macs(s);
+    CLNET__CL_RUN_KERNEL(g->ctx, kernel,
+                         clnet__cl_tiles(cl, clnet__cl_weight_rows(cl, s),
+                                         (size_t)(s->OC / s->groups),
+                                         cut.slices * (size_t)s->groups, cut.length),
+                         AT(partial), AT(clnet__cl_grad(node->out)),
+                         AT(clnet__cl_value(node->in[0])), STRUCT(*s), INT(cut.length),
+                         INT(CLNET__CL_WEIGHT_BLOCK));
     CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1),
                   AT(clnet__cl_grad(node->in[1])), AT(partial), LONG(cut.weights),
                   INT(cut.slices));

@@ -253,8 +253,8 @@ typedef struct conv_sizes {
     int x_stride, y_stride;
 } conv_sizes;
 
-// What one work-item has of a tile. Loops over it are unrolled, so that its sums have fixed names and lie
-// in registers: PoCL keeps them in memory else, at a third of the speed.
+// What one work-item has of a tile. Loops over it are unrolled, so that its sums have fixed names
+// and lie in registers: PoCL keeps them in memory else, at a third of the speed.
 typedef struct tile {
     VECTOR sum[GEMM_ROWS][GEMM_VECTORS];
 } tile;
@@ -292,8 +292,8 @@ void tile_multiply(tile *t, local const float *a, local const float *b) {
 
 typedef enum tile_store { STORE_WRITE, STORE_ADD } tile_store;
 
-// Writes or adds the sums to rows `stride` apart, as far as they lie inside, with a bias per column if
-// there is one. The tile begins at `row` and `column`; its vectors are `apart` columns apart.
+// Writes or adds the sums to rows `stride` apart, as far as they lie inside, with a bias per column
+// if there is one. The tile begins at `row` and `column`; its vectors are `apart` columns apart.
 void tile_output(global float *out, const tile *t, global const float *bias, const tile_store how,
                  const int row, const int rows, const int column, const int apart,
                  const int columns, const ulong stride) {
@@ -389,7 +389,8 @@ kernel GEMM_GROUP void conv2d_forward(PLACE(y), PLACE(x), PLACE(w), PLACE(b), co
             const int tap = (k0 + k) / IC, ic = (k0 + k) % IC, kh = tap / s.KW, kw = tap % s.KW;
             for (int r = item / GEMM_LANES; r < GEMM_TILE_M; r += GEMM_ITEMS / GEMM_LANES) {
                 a[k * GEMM_PITCH_M + r] =
-                    k0 + k < K ? gather(input_under(x, &s, row[r], kh, kw, group * IC + ic)) : 0.0f;
+                    k0 + k < K ? gather(input_under(x, &s, row[r], kh, kw, group * IC + ic))
+                               : 0.0f;
             }
         }
         for (int i = item; i < GEMM_DEPTH * GEMM_TILE_N; i += GEMM_ITEMS) {
@@ -478,7 +479,7 @@ kernel GEMM_GROUP void conv2d_backward_weight(PLACE(partial), PLACE(dy), PLACE(x
                 a[k * GEMM_PITCH_M + r] =
                     tap[r].image < 0 ? 0.0f
                                      : gather(input_under(x, &s, term[k], tap[r].h, tap[r].w,
-                                                    group * IC + tap[r].image));
+                                                          group * IC + tap[r].image));
             }
             for (int i = item; i < GEMM_DEPTH * GEMM_TILE_N; i += GEMM_ITEMS) {
                 const int p = p0 + i / GEMM_TILE_N, oc = column0 + i % GEMM_TILE_N;

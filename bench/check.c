@@ -239,9 +239,9 @@ static double check_other(bench_op_run *r) {
 }
 
 // Limits: a sum of terms may be off by 8 roundings of the sum of their absolute values, by
-// Winograd's transforms, which the CPU alone has, 16 times as much; what is no such sum by 64 roundings of the largest
-// number, as the gradient of batch norm. A device, which may round each part of an expression,
-// twice as much.
+// Winograd's transforms, which the CPU alone has, 16 times as much; what is no such sum by 64
+// roundings of the largest number, as the gradient of batch norm. A device, which may round each part
+// of an expression, twice as much.
 void bench_op_check(bench_op_run *r, double *error, double *limit) {
     const bench_op *o = r->op;
     const bool sums = o->op == CLNET_OP_CONV2D || o->op == CLNET_OP_LINEAR;
