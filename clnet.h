@@ -1535,7 +1535,9 @@ static void clnet__parallel(const clnet__cpu *cpu, size_t count, clnet__task *ta
 // The tile: one function multiplies ROWS pixels by COLUMNS channels in registers (6 x 16 AVX2, 12 x
 // 32 AVX-512, 6 x 8 portable). Per step of k it reads one number of each row through a pointer and
 // two vectors of the packed right side, whose panels are [tap][k][COLUMNS], zero beyond the last
-// channel. So nothing of x is copied but in backward weight.
+// channel. So nothing of x is copied but in backward weight. Two shapes leave most of a tile empty: a
+// single pixel has lines, 1 x 8 vectors, which read w where it is; for up to three channels there
+// are dot products, ROWS x 1.
 //
 // Blocks: a task is some pixels times some channels. It packs DEPTH rows of w for its channels,
 // then takes panel after panel (16 KB with AVX2, in L1) through all its pixels, whose DEPTH
@@ -1566,6 +1568,8 @@ static void clnet__parallel(const clnet__cpu *cpu, size_t count, clnet__task *ta
 #define CLNET__CONV2D_GAP      16  // floats between packed panels
 #define CLNET__CONV2D_AHEAD    8   // rows that packing asks for ahead
 #define CLNET__CONV2D_MAX_ROWS 12  // largest ROWS of any tile
+#define CLNET__CONV2D_NARROW   3   // columns that are summed along k
+#define CLNET__CONV2D_ALONE    1e6 // multiply-adds that one thread does sooner than two
 // Backward weight:
 #define CLNET__CONV2D_WEIGHT_ROWS  576  // rows (tap, ic) of a task
 #define CLNET__CONV2D_WEIGHT_CHAIN 64   // pixels of a chain at most; their rows, 147 KB, stay in L2
@@ -1657,14 +1661,16 @@ static inline clnet__vec4 clnet__vec4_max(clnet__vec4 a, clnet__vec4 b) {
 #define CLNET__AVX512_MAX    _mm512_max_ps
 
 // c[row][c_offset + column] =  (or += with `add`)
-//     sum over tap, k of a[tap*ROWS + row][a_offset + k*a_step] * b[tap][k][column]
+//     sum over tap, k of a[tap*ROWS + row][a_offset + k*a_step] * b[(tap*depth + k)*b_step + column]
 typedef void clnet__conv2d_tile(float *const *c, size_t c_offset, const float *const *a,
-                                size_t a_offset, size_t a_step, const float *b, int taps, int depth,
-                                bool add);
+                                size_t a_offset, size_t a_step, const float *b, size_t b_step,
+                                int taps, int depth, bool add);
 
-// Rows are written out as named variables, not as an array and a loop: every compiler then keeps
+// Rows, of a line pairs of vectors, are written out as named variables, not as an array and a loop: every compiler then keeps
 // them in registers, while arrays depend on unrolling (clang with GCC's pragma leaves them in
 // memory: 2 to 3 times slower).
+#define CLNET__TILE_ROWS_1(X, isa) X(isa, 0)
+#define CLNET__TILE_ROWS_4(X, isa) X(isa, 0) X(isa, 1) X(isa, 2) X(isa, 3)
 #define CLNET__TILE_ROWS_6(X, isa) X(isa, 0) X(isa, 1) X(isa, 2) X(isa, 3) X(isa, 4) X(isa, 5)
 #define CLNET__TILE_ROWS_12(X, isa)                                                                \
     CLNET__TILE_ROWS_6(X, isa)                                                                     \
@@ -1687,34 +1693,121 @@ typedef void clnet__conv2d_tile(float *const *c, size_t c_offset, const float *c
     CLNET__##isa##_STORE(y, s##r##_0);                                                             \
     CLNET__##isa##_STORE(y + CLNET__##isa##_LANES, s##r##_1);
 
-#define CLNET__TILE(name, isa, rows)                                                               \
-    CLNET__##isa##_TARGET static void name(float *const *c, size_t c_offset,                       \
-                                           const float *const *a, size_t a_offset, size_t a_step,  \
-                                           const float *b, int taps, int depth, bool add) {        \
+#define CLNET__TILE(name, isa, count)                                                              \
+    CLNET__##isa##_TARGET static void name(                                                        \
+        float *const *c, size_t c_offset, const float *const *a, size_t a_offset, size_t a_step,   \
+        const float *b, size_t b_step, int taps, int depth, bool add) {                            \
         const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
-        rows(CLNET__TILE_CLEAR, isa) for (int t = 0; t < taps; t++) {                              \
-            rows(CLNET__TILE_POINT, isa) size_t i = 0;                                             \
+        CLNET__TILE_ROWS_##count(CLNET__TILE_CLEAR, isa) for (int t = 0; t < taps; t++) {          \
+            CLNET__TILE_ROWS_##count(CLNET__TILE_POINT, isa) size_t i = 0;                         \
             for (int k = 0; k < depth; k++) {                                                      \
                 const CLNET__##isa##_VEC b0 = CLNET__##isa##_LOAD(b);                              \
                 const CLNET__##isa##_VEC b1 = CLNET__##isa##_LOAD(b + CLNET__##isa##_LANES);       \
                 CLNET__##isa##_VEC v;                                                              \
-                rows(CLNET__TILE_MULTIPLY, isa) b += 2 * CLNET__##isa##_LANES;                     \
+                CLNET__TILE_ROWS_##count(CLNET__TILE_MULTIPLY, isa) b += b_step;                   \
                 i += a_step;                                                                       \
             }                                                                                      \
-            a += CLNET__##isa##_ROWS;                                                              \
+            a += count;                                                                            \
         }                                                                                          \
         float *y;                                                                                  \
         if (add) {                                                                                 \
-            rows(CLNET__TILE_ADD, isa)                                                             \
+            CLNET__TILE_ROWS_##count(CLNET__TILE_ADD, isa)                                         \
         } else {                                                                                   \
-            rows(CLNET__TILE_SET, isa)                                                             \
+            CLNET__TILE_ROWS_##count(CLNET__TILE_SET, isa)                                         \
         }                                                                                          \
     }
 
-CLNET__TILE(clnet__conv2d_tile_portable, PORTABLE, CLNET__TILE_ROWS_6)
+CLNET__TILE(clnet__conv2d_tile_portable, PORTABLE, 6)
 #ifdef CLNET__CONV2D_X86
-CLNET__TILE(clnet__conv2d_tile_avx2, AVX2, CLNET__TILE_ROWS_6)
-CLNET__TILE(clnet__conv2d_tile_avx512, AVX512, CLNET__TILE_ROWS_12)
+CLNET__TILE(clnet__conv2d_tile_avx2, AVX2, 6)
+CLNET__TILE(clnet__conv2d_tile_avx512, AVX512, 12)
+#endif
+
+// The same sums for one row and `pairs` pairs of vectors: every weight is read once, wherever it is, in
+// runs as long as possible.
+#define CLNET__LINE_MULTIPLY(isa, r)                                                               \
+    s##r##_0 = CLNET__##isa##_FMA(v, CLNET__##isa##_LOAD(b + 2 * r * lanes), s##r##_0);            \
+    s##r##_1 = CLNET__##isa##_FMA(v, CLNET__##isa##_LOAD(b + (2 * r + 1) * lanes), s##r##_1);
+#define CLNET__LINE_ADD(isa, r)                                                                    \
+    s##r##_0 = CLNET__##isa##_ADD(CLNET__##isa##_LOAD(y + 2 * r * lanes), s##r##_0);               \
+    s##r##_1 = CLNET__##isa##_ADD(CLNET__##isa##_LOAD(y + (2 * r + 1) * lanes), s##r##_1);
+#define CLNET__LINE_SET(isa, r)                                                                    \
+    CLNET__##isa##_STORE(y + 2 * r * lanes, s##r##_0);                                             \
+    CLNET__##isa##_STORE(y + (2 * r + 1) * lanes, s##r##_1);
+
+#define CLNET__LINE(name, isa, pairs)                                                              \
+    CLNET__##isa##_TARGET static void name(                                                        \
+        float *const *c, size_t c_offset, const float *const *a, size_t a_offset, size_t a_step,   \
+        const float *b, size_t b_step, int taps, int depth, bool add) {                            \
+        const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
+        const size_t lanes = CLNET__##isa##_LANES;                                                 \
+        CLNET__TILE_ROWS_##pairs(CLNET__TILE_CLEAR, isa) for (int t = 0; t < taps; t++) {          \
+            const float *x = a[t] + a_offset;                                                      \
+            for (int k = 0; k < depth; k++) {                                                      \
+                const CLNET__##isa##_VEC v = CLNET__##isa##_SPLAT(*x);                             \
+                CLNET__TILE_ROWS_##pairs(CLNET__LINE_MULTIPLY, isa) b += b_step;                   \
+                x += a_step;                                                                       \
+            }                                                                                      \
+        }                                                                                          \
+        float *y = c[0] + c_offset;                                                                \
+        if (add) {                                                                                 \
+            CLNET__TILE_ROWS_##pairs(CLNET__LINE_ADD, isa)                                         \
+        }                                                                                          \
+        CLNET__TILE_ROWS_##pairs(CLNET__LINE_SET, isa)                                             \
+    }
+
+CLNET__LINE(clnet__conv2d_line_portable, PORTABLE, 4)
+CLNET__LINE(clnet__conv2d_short_line_portable, PORTABLE, 1)
+#ifdef CLNET__CONV2D_X86
+CLNET__LINE(clnet__conv2d_line_avx2, AVX2, 4)
+CLNET__LINE(clnet__conv2d_short_line_avx2, AVX2, 1)
+CLNET__LINE(clnet__conv2d_line_avx512, AVX512, 4)
+CLNET__LINE(clnet__conv2d_short_line_avx512, AVX512, 1)
+#endif
+
+// The tile of one column, where a vector of 16 channels would be mostly empty: its vectors run along
+// k, so a_step and b_step have to be 1. Lane l sums k = l, l + LANES, ..; the lanes are added at the
+// end, the first half to the second until one is left.
+#define CLNET__DOT_CLEAR(isa, r) CLNET__##isa##_VEC s##r = zero;
+#define CLNET__DOT_MULTIPLY(isa, r)                                                                \
+    s##r = CLNET__##isa##_FMA(CLNET__##isa##_LOAD(a##r + k), v, s##r);
+#define CLNET__DOT_REST(isa, r) rest[r] += a##r[k] * b[k];
+#define CLNET__DOT_SUM(isa, r)                                                                     \
+    CLNET__##isa##_STORE(lane, s##r);                                                              \
+    for (int half = CLNET__##isa##_LANES / 2; half > 0; half /= 2) {                               \
+        for (int l = 0; l < half; l++) {                                                           \
+            lane[l] += lane[l + half];                                                             \
+        }                                                                                          \
+    }                                                                                              \
+    c[r][c_offset] = (add ? c[r][c_offset] : 0) + (lane[0] + rest[r]);
+
+#define CLNET__DOT(name, isa, count)                                                               \
+    CLNET__##isa##_TARGET static void name(                                                        \
+        float *const *c, size_t c_offset, const float *const *a, size_t a_offset, size_t a_step,   \
+        const float *b, size_t b_step, int taps, int depth, bool add) {                            \
+        const CLNET__##isa##_VEC zero = CLNET__##isa##_SPLAT(0.0f);                                \
+        float lane[CLNET__##isa##_LANES], rest[count] = {0};                                       \
+        CLNET__TILE_ROWS_##count(CLNET__DOT_CLEAR, isa) for (int t = 0; t < taps; t++) {           \
+            CLNET__TILE_ROWS_##count(CLNET__TILE_POINT, isa) int k = 0;                            \
+            for (; k + CLNET__##isa##_LANES <= depth; k += CLNET__##isa##_LANES) {                 \
+                const CLNET__##isa##_VEC v = CLNET__##isa##_LOAD(b + k);                           \
+                CLNET__TILE_ROWS_##count(CLNET__DOT_MULTIPLY, isa)                                 \
+            }                                                                                      \
+            for (; k < depth; k++) {                                                               \
+                CLNET__TILE_ROWS_##count(CLNET__DOT_REST, isa)                                     \
+            }                                                                                      \
+            a += count;                                                                            \
+            b += depth;                                                                            \
+        }                                                                                          \
+        (void)a_step;                                                                              \
+        (void)b_step;                                                                              \
+        CLNET__TILE_ROWS_##count(CLNET__DOT_SUM, isa)                                              \
+    }
+
+CLNET__DOT(clnet__conv2d_dot_portable, PORTABLE, 6)
+#ifdef CLNET__CONV2D_X86
+CLNET__DOT(clnet__conv2d_dot_avx2, AVX2, 6)
+CLNET__DOT(clnet__conv2d_dot_avx512, AVX512, 12)
 #endif
 
 // What becomes of the sums y of forward where batch norm in evaluation, an addition and ReLU follow,
@@ -1789,24 +1882,48 @@ static clnet_isa clnet__isa_best(void) {
 
 typedef struct clnet__conv2d_kernel {
     int rows, columns;
+    int sums; // of a tile, which it adds up side by side for each row and column
     clnet__conv2d_tile *tile;
     clnet__conv2d_finish *finish;
 } clnet__conv2d_kernel;
 
-static clnet__conv2d_kernel clnet__conv2d_kernel_of(clnet_isa isa) {
-    clnet__conv2d_kernel k = {CLNET__PORTABLE_ROWS, 2 * CLNET__PORTABLE_LANES,
-                              clnet__conv2d_tile_portable, clnet__conv2d_finish_portable};
-#ifdef CLNET__CONV2D_X86
-    if (isa == CLNET_ISA_AVX2) {
-        k = (clnet__conv2d_kernel){CLNET__AVX2_ROWS, 2 * CLNET__AVX2_LANES, clnet__conv2d_tile_avx2,
-                                   clnet__conv2d_finish_avx2};
-    } else if (isa == CLNET_ISA_AVX512) {
-        k = (clnet__conv2d_kernel){CLNET__AVX512_ROWS, 2 * CLNET__AVX512_LANES,
-                                   clnet__conv2d_tile_avx512, clnet__conv2d_finish_avx512};
+typedef struct clnet__conv2d_kernels {
+    clnet__conv2d_kernel tile, line, short_line, dot;
+} clnet__conv2d_kernels;
+
+#define CLNET__KERNEL(isa, kind, rows, columns, sums)                                              \
+    { rows, columns, sums, clnet__conv2d_##kind##_##isa, clnet__conv2d_finish_##isa }
+#define CLNET__KERNELS(ISA, isa)                                                                   \
+    {                                                                                              \
+        CLNET__KERNEL(isa, tile, CLNET__##ISA##_ROWS, 2 * CLNET__##ISA##_LANES, 1),                \
+            CLNET__KERNEL(isa, line, 1, 8 * CLNET__##ISA##_LANES, 1),                              \
+            CLNET__KERNEL(isa, short_line, 1, 2 * CLNET__##ISA##_LANES, 1),                        \
+            CLNET__KERNEL(isa, dot, CLNET__##ISA##_ROWS, 1, CLNET__##ISA##_LANES)                  \
     }
+
+static const clnet__conv2d_kernels clnet__conv2d_kernels_of[] = {
+    [CLNET_ISA_PORTABLE] = CLNET__KERNELS(PORTABLE, portable),
+#ifdef CLNET__CONV2D_X86
+    [CLNET_ISA_AVX2] = CLNET__KERNELS(AVX2, avx2),
+    [CLNET_ISA_AVX512] = CLNET__KERNELS(AVX512, avx512),
 #endif
-    (void)isa;
-    return k;
+};
+
+static clnet__conv2d_kernel clnet__conv2d_kernel_of(clnet_isa isa) {
+    return clnet__conv2d_kernels_of[isa].tile;
+}
+
+// The kernel of a product of so many pixels and columns. A single pixel's sums have the same bits as
+// in a batch: lines add in the order of the tile.
+static clnet__conv2d_kernel clnet__conv2d_kernel_for(clnet_isa isa, size_t pixels, size_t columns) {
+    const clnet__conv2d_kernels *k = &clnet__conv2d_kernels_of[isa];
+    if (columns <= CLNET__CONV2D_NARROW) {
+        return k->dot;
+    }
+    if (pixels > 1) {
+        return k->tile;
+    }
+    return columns < (size_t)k->line.columns ? k->short_line : k->line;
 }
 
 // A grid: pixels (n, i, j) and the source pixels that their taps read.
@@ -1937,6 +2054,7 @@ typedef struct clnet__conv2d_product {
     size_t w_tap, w_k, w_column, w_group; // strides of w
     size_t groups, K, columns;            // K and columns: per group
     bool add;                             // false: y starts from bias or zero
+    bool in_place;                        // w is read where it is, but for the last, narrower panel
     const clnet__epilogue *epilogue;      // of forward; NULL: none
     size_t chain;                         // products summed in registers before they are added to y
     size_t depth, taps, pixels, block;    // cuts of K, taps, pixels and columns
@@ -1968,12 +2086,14 @@ static size_t clnet__conv2d_chain(size_t n) {
 }
 
 // Results do not depend on `pixels` and `block`, so these may depend on the threads: four tasks for
-// each where possible.
+// each of several where possible.
 static void clnet__conv2d_product_cut(const clnet__cpu *cpu, clnet__conv2d_product *p) {
     const size_t all = (size_t)p->grid.N * (size_t)p->grid.H * (size_t)p->grid.W;
-    const size_t wanted = 4 * (size_t)cpu->threads;
+    const size_t wanted = cpu->threads > 1 ? 4 * (size_t)cpu->threads : 1;
     const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
-    p->chain = clnet__conv2d_chain(p->K * (size_t)p->grid.taps);
+    p->chain =
+        clnet__conv2d_min(CLNET__CONV2D_DEPTH, clnet__conv2d_chain(p->K * (size_t)p->grid.taps) *
+                                                   (size_t)p->kernel.sums);
     p->depth = clnet__conv2d_cut(p->K, CLNET__CONV2D_DEPTH, 1);
     p->taps = clnet__conv2d_cut((size_t)p->grid.taps, CLNET__CONV2D_DEPTH / p->depth, 1);
     p->pixels = clnet__conv2d_cut(all, CLNET__CONV2D_PIXELS, rows);
@@ -2036,8 +2156,12 @@ static void clnet__conv2d_product_point(const clnet__conv2d_product *p,
     const size_t rows = (size_t)p->kernel.rows, taps = (size_t)g->taps;
     const size_t end = clnet__round_up(pixels, rows);
     clnet__conv2d_pixel at = clnet__conv2d_pixel_at(g, first);
-    for (size_t r = 0; r < end; r++) {
-        const float **a = m->a + r / rows * rows * taps + r % rows;
+    const float **a = m->a;
+    for (size_t r = 0, row = 0; r < end; r++, a++, row++) {
+        if (row == rows) { // the next tile
+            a += rows * (taps - 1);
+            row = 0;
+        }
         if (r < pixels) {
             for (size_t t = 0; t < taps; t++) {
                 a[t * rows] = clnet__conv2d_source(g, p->source + group * p->K, at, &g->tap[t]);
@@ -2081,7 +2205,7 @@ static void clnet__conv2d_pack(float *to, size_t panel, size_t columns, const fl
     if (width % columns != 0) {
         memset(to + width / columns * panel, 0, depth * columns * sizeof(float));
     }
-    if (column_stride == 1) {
+    if (column_stride == 1 && columns > 1) {
         for (size_t k = 0; k < depth; k++) {
             clnet__conv2d_pack_row(to + k * columns, panel, columns, from + k * k_stride, width,
                                    k + CLNET__CONV2D_AHEAD < depth ? k_stride : 0);
@@ -2096,19 +2220,23 @@ static void clnet__conv2d_pack(float *to, size_t panel, size_t columns, const fl
     }
 }
 
-// One tile times one panel [taps][depth][COLUMNS], in chains. The first sets c where nothing is there
-// to be added to.
+// Rows (tap, k) of the right side for the columns of a tile, and the taps and rows of a chain.
+typedef struct clnet__conv2d_panel {
+    const float *b;
+    size_t b_step, taps, depth, t_step, k_step;
+} clnet__conv2d_panel;
+
+// One tile times one panel, in chains. The first sets c where nothing is there to be added to.
 static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c, size_t c_offset,
-                                 const float *const *a, size_t a_offset, const float *b,
-                                 size_t taps, size_t depth, bool add) {
-    const size_t t_step = depth < p->chain ? p->chain / depth : 1;
-    const size_t k_step = clnet__conv2d_cut(depth, p->chain, 1);
-    const size_t rows = (size_t)p->kernel.rows, columns = (size_t)p->kernel.columns;
-    for (size_t t = 0; t < taps; t += t_step) {
-        for (size_t k = 0; k < depth; k += k_step) {
+                                 const float *const *a, size_t a_offset,
+                                 const clnet__conv2d_panel *w, bool add) {
+    const size_t rows = (size_t)p->kernel.rows;
+    for (size_t t = 0; t < w->taps; t += w->t_step) {
+        for (size_t k = 0; k < w->depth; k += w->k_step) {
             p->kernel.tile(c, c_offset, a + t * rows, a_offset + k, 1,
-                           b + (t * depth + k) * columns, (int)clnet__conv2d_min(t_step, taps - t),
-                           (int)clnet__conv2d_min(k_step, depth - k), add || t + k > 0);
+                           w->b + (t * w->depth + k) * w->b_step, w->b_step,
+                           (int)clnet__conv2d_min(w->t_step, w->taps - t),
+                           (int)clnet__conv2d_min(w->k_step, w->depth - k), add || t + k > 0);
         }
     }
 }
@@ -2117,15 +2245,14 @@ static void clnet__conv2d_chains(const clnet__conv2d_product *p, float *const *c
 // them is touched.
 static void clnet__conv2d_edge(const clnet__conv2d_product *p, float *edge, float *const *c,
                                size_t c_offset, size_t width, const float *const *a,
-                               size_t a_offset, const float *b, size_t taps, size_t depth,
-                               bool add) {
+                               size_t a_offset, const clnet__conv2d_panel *w, bool add) {
     float *rows[CLNET__CONV2D_MAX_ROWS];
     for (int r = 0; r < p->kernel.rows; r++) {
         rows[r] = edge + r * p->kernel.columns;
         memset(rows[r], 0, (size_t)p->kernel.columns * sizeof(float));
         memcpy(rows[r], c[r] + c_offset, add ? width * sizeof(float) : 0);
     }
-    clnet__conv2d_chains(p, rows, 0, a, a_offset, b, taps, depth, add);
+    clnet__conv2d_chains(p, rows, 0, a, a_offset, w, add);
     for (int r = 0; r < p->kernel.rows; r++) {
         memcpy(c[r] + c_offset, rows[r], width * sizeof(float));
     }
@@ -2152,6 +2279,20 @@ typedef struct clnet__conv2d_part {
     size_t first, pixels, group, column, width;
 } clnet__conv2d_part;
 
+// Weights of taps [t0, t0 + taps), channels [k0, k0 + depth) and columns [j, j + width) of a task, as
+// panels.
+static void clnet__conv2d_product_pack(const clnet__conv2d_product *p, float *to, const float *w,
+                                       size_t t0, size_t taps, size_t k0, size_t depth, size_t j,
+                                       size_t width) {
+    const size_t columns = (size_t)p->kernel.columns;
+    for (size_t t = 0; t < taps; t++) {
+        clnet__conv2d_pack(
+            to + t * depth * columns, taps * depth * columns + CLNET__CONV2D_GAP, columns,
+            w + (size_t)p->grid.tap[t0 + t].index * p->w_tap + k0 * p->w_k + j * p->w_column, depth,
+            p->w_k, width, p->w_column);
+    }
+}
+
 // All tiles of a task times the weights of taps [t0, t0 + taps) and channels [k0, k0 + depth); `last`:
 // then the sums are whole.
 static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
@@ -2161,21 +2302,24 @@ static void clnet__conv2d_product_block(const clnet__conv2d_product *p,
     const size_t width = part->width, channel = part->group * p->columns + part->column;
     const bool add = p->add || p->bias || t0 + k0 > 0;
     const size_t columns = (size_t)p->kernel.columns, rows = (size_t)p->kernel.rows;
-    const size_t panel = taps * depth * columns + CLNET__CONV2D_GAP;
-    for (size_t t = 0; t < taps; t++) {
-        clnet__conv2d_pack(m->b + t * depth * columns, panel, columns,
-                           w + (size_t)p->grid.tap[t0 + t].index * p->w_tap + k0 * p->w_k, depth,
-                           p->w_k, width, p->w_column);
-    }
+    const size_t size = taps * depth * columns + CLNET__CONV2D_GAP;
+    const size_t in_place = p->in_place ? width / columns * columns : 0;
+    clnet__conv2d_panel panel = {.taps = taps,
+                                 .depth = depth,
+                                 .t_step = depth < p->chain ? p->chain / depth : 1,
+                                 .k_step = clnet__conv2d_cut(depth, p->chain, 1)};
+    clnet__conv2d_product_pack(p, m->b, w, t0, taps, k0, depth, in_place, width - in_place);
     for (size_t j = 0; j < width; j += columns) {
         const size_t some = clnet__conv2d_min(columns, width - j);
-        const float *b = m->b + j / columns * panel;
+        panel.b = j < in_place ? w + t0 * p->w_tap + k0 * p->w_k + j
+                               : m->b + (j - in_place) / columns * size;
+        panel.b_step = j < in_place ? p->w_k : columns;
         for (size_t i = 0; i < part->pixels; i += rows) {
             const float *const *a = m->a + i * (size_t)p->grid.taps + t0 * rows;
             if (some == columns) {
-                clnet__conv2d_chains(p, m->c + i, j, a, k0, b, taps, depth, add);
+                clnet__conv2d_chains(p, m->c + i, j, a, k0, &panel, add);
             } else {
-                clnet__conv2d_edge(p, m->edge, m->c + i, j, some, a, k0, b, taps, depth, add);
+                clnet__conv2d_edge(p, m->edge, m->c + i, j, some, a, k0, &panel, add);
             }
             if (last && p->epilogue) {
                 clnet__conv2d_product_finish(p, m->c + i, part->first + i,
@@ -2228,9 +2372,19 @@ static void clnet__conv2d_product_task(void *arg, size_t index, int worker) {
     }
 }
 
+// The threads for so many multiply-adds.
+static clnet__cpu clnet__conv2d_team(const clnet__cpu *cpu, double work) {
+    clnet__cpu team = *cpu;
+    team.threads = work < CLNET__CONV2D_ALONE ? 1 : cpu->threads;
+    return team;
+}
+
 static void clnet__conv2d_product_run(const clnet__cpu *cpu, clnet__conv2d_product *p) {
-    clnet__conv2d_product_cut(cpu, p);
-    clnet__parallel(cpu, clnet__conv2d_product_tasks(p), clnet__conv2d_product_task, p);
+    const double pixels = (double)p->grid.N * p->grid.H * p->grid.W;
+    const clnet__cpu team = clnet__conv2d_team(cpu, pixels * p->grid.taps * (double)p->K *
+                                                        (double)(p->columns * p->groups));
+    clnet__conv2d_product_cut(&team, p);
+    clnet__parallel(&team, clnet__conv2d_product_tasks(p), clnet__conv2d_product_task, p);
 }
 
 // What all workers share: a row of zeros and the list of taps. The workers' scratch follows.
@@ -2265,9 +2419,9 @@ static clnet__conv2d_product clnet__conv2d_product_forward(const clnet__cpu *cpu
                                                            const clnet_conv2d_sizes *s,
                                                            const clnet__conv2d_shared *shared) {
     const size_t K = (size_t)(s->C / s->groups), columns = (size_t)(s->OC / s->groups);
-    const size_t OC = (size_t)s->OC;
+    const size_t OC = (size_t)s->OC, pixels = (size_t)s->N * (size_t)s->OH * (size_t)s->OW;
     return (clnet__conv2d_product){
-        .kernel = clnet__conv2d_kernel_of(cpu->isa),
+        .kernel = clnet__conv2d_kernel_for(cpu->isa, pixels, columns),
         .grid = clnet__conv2d_grid_forward(s, shared->zeros, shared->tap),
         .y_stride = s->y_stride,
         .YH = s->OH,
@@ -2280,6 +2434,7 @@ static clnet__conv2d_product clnet__conv2d_product_forward(const clnet__cpu *cpu
         .groups = (size_t)s->groups,
         .K = K,
         .columns = columns,
+        .in_place = pixels == 1 && columns > CLNET__CONV2D_NARROW,
         .scratch = shared->rest,
     };
 }
@@ -2290,9 +2445,12 @@ static clnet__conv2d_product clnet__conv2d_product_backward(const clnet__cpu *cp
                                                             const clnet__conv2d_shared *shared) {
     const size_t K = (size_t)(s->OC / s->groups), columns = (size_t)(s->C / s->groups);
     const size_t OC = (size_t)s->OC;
+    const clnet__conv2d_grid grid =
+        clnet__conv2d_grid_backward(s, h0, w0, shared->zeros, shared->tap);
+    const size_t pixels = (size_t)grid.N * (size_t)grid.H * (size_t)grid.W;
     return (clnet__conv2d_product){
-        .kernel = clnet__conv2d_kernel_of(cpu->isa),
-        .grid = clnet__conv2d_grid_backward(s, h0, w0, shared->zeros, shared->tap),
+        .kernel = clnet__conv2d_kernel_for(cpu->isa, pixels, columns),
+        .grid = grid,
         .y_stride = s->x_stride,
         .YH = s->H,
         .YW = s->W,
@@ -2501,7 +2659,8 @@ static void clnet__conv2d_weight_multiply(const clnet__conv2d_weight *p,
                 a[r] = m->a + i + r;
                 c[r] = m->sums + (i + r) * p->block;
             }
-            p->kernel.tile(c, j, a, 0, p->a_stride, m->b + j * pixels, 1, (int)pixels, true);
+            p->kernel.tile(c, j, a, 0, p->a_stride, m->b + j * pixels, (size_t)p->kernel.columns, 1,
+                           (int)pixels, true);
         }
     }
 }
@@ -2596,9 +2755,12 @@ static void clnet__conv2d_fast_backward_weight(const clnet__cpu *cpu, float *dw,
     p.parts = (float *)(void *)shared.rest;
     p.scratch = shared.rest + parts;
     memset(p.parts, 0, parts);
-    clnet__parallel(cpu, clnet__conv2d_weight_blocks(&p) * p.slices, clnet__conv2d_weight_task, &p);
+    const clnet__cpu team =
+        clnet__conv2d_team(cpu, (double)clnet__conv2d_weight_elements(&p) * (double)p.pixels);
+    clnet__parallel(&team, clnet__conv2d_weight_blocks(&p) * p.slices, clnet__conv2d_weight_task,
+                    &p);
     if (p.slices > 1) {
-        clnet__parallel(cpu,
+        clnet__parallel(&team,
                         clnet__conv2d_parts(clnet__conv2d_weight_elements(&p), CLNET__CONV2D_GROUP),
                         clnet__conv2d_weight_reduce, &p);
     }
@@ -2641,8 +2803,9 @@ static void clnet__conv2d_fast_backward_bias(const clnet__cpu *cpu, float *db, c
 static size_t clnet__conv2d_fast_workspace(const clnet__cpu *cpu, const clnet_conv2d_sizes *s) {
     const clnet__conv2d_shared none = {NULL, NULL, NULL};
     const size_t workers = (size_t)cpu->threads;
-    const clnet__conv2d_product forward = clnet__conv2d_product_forward(cpu, s, &none);
+    clnet__conv2d_product forward = clnet__conv2d_product_forward(cpu, s, &none);
     const clnet__conv2d_weight weight = clnet__conv2d_weight_of(cpu, s, &none);
+    forward.kernel = clnet__conv2d_kernel_of(cpu->isa); // the one with the largest tile
     clnet__conv2d_product backward = forward;
     // No phase has more pixels or taps than all of them together.
     backward.grid.H = s->H;
@@ -3207,7 +3370,7 @@ static void clnet__winograd_multiply(const clnet__winograd *p, const clnet__wino
             const float *b = u + j * u_panel + i * p->u_at;
             for (size_t t = 0; t < tiles; t += rows) {
                 p->kernel.product.tile(m->c + t, i * p->m_at + j * columns, m->a + t, i * p->v_at,
-                                       1, b, 1, (int)depth, block > 0);
+                                       1, b, columns, 1, (int)depth, block > 0);
             }
         }
     }
@@ -3494,8 +3657,8 @@ static void clnet__winograd_sum_multiply(const clnet__winograd_sum *q,
                 to[r] = m->m + i * p->m_at + (c + r) * p->block;
             }
             for (size_t t = 0; t < q->tiles; t += chain) {
-                p->kernel.product.tile(to, column, a, t * p->row, p->row, d + t * columns, 1,
-                                       (int)clnet__conv2d_min(chain, q->tiles - t), t > 0);
+                p->kernel.product.tile(to, column, a, t * p->row, p->row, d + t * columns, columns,
+                                       1, (int)clnet__conv2d_min(chain, q->tiles - t), t > 0);
             }
         }
     }
@@ -3596,6 +3759,8 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__CONV2D_GAP
 #undef CLNET__CONV2D_AHEAD
 #undef CLNET__CONV2D_MAX_ROWS
+#undef CLNET__CONV2D_NARROW
+#undef CLNET__CONV2D_ALONE
 #undef CLNET__CONV2D_WEIGHT_ROWS
 #undef CLNET__CONV2D_WEIGHT_CHAIN
 #undef CLNET__CONV2D_GROUP
@@ -3634,7 +3799,20 @@ static size_t clnet__winograd_workspace(const clnet__cpu *cpu, const clnet_conv2
 #undef CLNET__AVX512_ADD
 #undef CLNET__AVX512_FMA
 #undef CLNET__AVX512_MAX
+#undef CLNET__TILE_ROWS_1
+#undef CLNET__TILE_ROWS_4
+#undef CLNET__LINE
+#undef CLNET__LINE_MULTIPLY
+#undef CLNET__LINE_ADD
+#undef CLNET__LINE_SET
 #undef CLNET__TILE_ROWS_6
+#undef CLNET__DOT
+#undef CLNET__DOT_CLEAR
+#undef CLNET__DOT_MULTIPLY
+#undef CLNET__DOT_REST
+#undef CLNET__DOT_SUM
+#undef CLNET__KERNEL
+#undef CLNET__KERNELS
 #undef CLNET__TILE
 #undef CLNET__TILE_ROWS_12
 #undef CLNET__TILE_CLEAR

@@ -1019,6 +1019,48 @@ static void test_threads_agree(void) {
     }
 }
 
+// y of linear for each of several images alone: the bits that it has in a batch.
+static int different_alone(clnet_isa isa, int features, int out_features) {
+    enum { IMAGES = 7, MOST = 700 };
+    clnet_real x[IMAGES * MOST], all[IMAGES * MOST], alone[MOST];
+    clnet_context *ctx = clnet_context_create(&(clnet_context_desc){.isa = isa, .threads = 2});
+    clnet_graph *g = clnet_graph_create(ctx);
+    clnet_tensor *in = clnet_input(g, "x", IMAGES, features, 1, 1);
+    const clnet_linear_desc desc = {.out_features = out_features, .name = "fc"};
+    clnet_tensor *y = clnet_tensor_keep(clnet_linear(g, in, &desc));
+    int different = clnet_graph_build(g, &(clnet_build_desc){.seed = 3}) != CLNET_OK;
+    for (int i = 0; i < IMAGES * features; i++) {
+        x[i] = (clnet_real)clnet_random_normal(8, 0, (uint64_t)i);
+    }
+    clnet_tensor_set(in, x, CLNET_ORDER_TORCH);
+    clnet_graph_forward(g);
+    clnet_tensor_get(y, all, CLNET_ORDER_TORCH);
+    clnet_graph_set_batch(g, 1);
+    for (int n = 0; n < IMAGES; n++) {
+        clnet_tensor_set(in, x + n * features, CLNET_ORDER_TORCH);
+        clnet_graph_forward(g);
+        clnet_tensor_get(y, alone, CLNET_ORDER_TORCH);
+        different += memcmp(alone, all + n * out_features, (size_t)out_features * sizeof *x) != 0;
+    }
+    CHECK(clnet_context_result(ctx) == CLNET_OK, "%s", clnet_error(ctx));
+    clnet_graph_destroy(g);
+    clnet_context_destroy(ctx);
+    return different;
+}
+
+static void test_single_image(void) {
+    static const int sizes[] = {1, 3, 4, 15, 16, 33, 64, 130, 257, 700};
+    enum { SIZES = sizeof sizes / sizeof *sizes };
+    for (int isa = CLNET_ISA_PORTABLE; isa <= CLNET_ISA_AVX512; isa++) {
+        for (int i = 0; clnet_isa_supported((clnet_isa)isa) && i < SIZES * SIZES; i++) {
+            const int features = sizes[i / SIZES], out_features = sizes[i % SIZES];
+            const int different = different_alone((clnet_isa)isa, features, out_features);
+            CHECK(different == 0, "%s, linear %d -> %d: %d images", clnet_isa_name((clnet_isa)isa),
+                  features, out_features, different);
+        }
+    }
+}
+
 typedef struct job {
     clnet_context *ctx;
     clnet_model *model;
@@ -1552,6 +1594,7 @@ int main(void) {
     test_gradient_of_one_weight();
     test_nan();
     test_threads_agree();
+    test_single_image();
     test_less_memory();
     test_no_accumulation();
     test_two_contexts_in_two_threads();
