@@ -1131,7 +1131,7 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
 #define CLNET_OPS(X)                                                                               \
     X(CONV2D, conv2d, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
     X(LINEAR, linear, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
-    X(BATCH_NORM, batch_norm, CHANNELS, CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)             \
+    X(BATCH_NORM, batch_norm, WHOLE, CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)                \
     X(RELU, relu, IMAGES_AND_CHANNELS, CLNET_READS_OUT | CLNET_AGAIN)                              \
     X(SIGMOID, sigmoid, IMAGES_AND_CHANNELS, CLNET_READS_OUT)                                      \
     X(SOFTMAX, softmax, IMAGES, CLNET_READS_OUT)                                                   \
@@ -1215,11 +1215,11 @@ struct clnet_node {
     clnet_tensor *saved[3];
     bool in_place; // in[0] lies inside out, its gradient too
     bool backward; // takes part in backward
-    // Of a convolution that computes what follows it, too, in evaluation (see >>plan):
-    clnet_node *batch_norm; // the first to follow; NULL: none
+    // Of a convolution, in evaluation, or batch norm that computes what follows it, too (see >>plan):
+    clnet_node *batch_norm; // the first to follow a convolution; NULL: none
     clnet_tensor *summand;  // what an addition behind it adds; NULL: none
     bool relu;              // at the end
-    bool absorbed;          // of what follows: in evaluation it has nothing left to do
+    clnet_node *host;       // of what follows: the one that computes it; NULL: itself
     int again;              // before that node's backward its forward runs once more; -1: never
     union {
         clnet_conv2d_desc conv2d;
@@ -1251,7 +1251,8 @@ struct clnet_backend {
     clnet_result (*download)(clnet_context *ctx, void *to, clnet_memory *from, size_t offset,
                              size_t bytes);
     clnet_result (*fill)(clnet_context *ctx, clnet_memory *memory, size_t offset, size_t bytes);
-    bool epilogues; // forward of a convolution computes what the plan says that follows it
+    // Forward of a convolution, and both passes of batch norm, compute what the plan says that follows.
+    bool epilogues, norm_epilogues;
     // Bytes of scratch that a node needs in either direction.
     size_t (*workspace)(clnet_context *ctx, const clnet_node *node);
     // Bytes that can still be taken. NULL: nobody knows.
@@ -3993,10 +3994,8 @@ static clnet_tensor *clnet__weight(clnet_graph *g, const char *layer, const char
                                    const int shape[4], clnet_initial initial, double scale);
 static clnet_tensor *clnet__buffer(clnet_tensor *weight);
 static clnet_tensor *clnet__refuse(clnet_tensor *x, const char *format, ...) CLNET__PRINTF(2, 3);
-#ifdef CLNET__FAST
 static const clnet__cpu *clnet__cpu_of(const clnet_graph *g);
 static void *clnet__workspace(const clnet_graph *g);
-#endif
 static bool clnet__training(const clnet_graph *g);
 static bool clnet__again(const clnet_graph *g);
 static uint64_t clnet__dropout_stream(const clnet_graph *g, const clnet_node *node, uint64_t *seed);
@@ -4445,6 +4444,16 @@ static void clnet__batch_norm_save(clnet_real *mean, clnet_real *invstd, clnet_r
     *shift = (clnet_real)((double)b - (centre - (double)*mean) * (double)w * scale);
 }
 
+// Moves a channel's running statistics by those of a batch of so many pixels.
+static void clnet__batch_norm_run(clnet_real *running_mean, clnet_real *running_var, double mean,
+                                  double var, size_t pixels, double momentum) {
+    const double unbiased = var * ((double)pixels / ((double)pixels - 1));
+    if (isfinite(mean) && isfinite(unbiased)) { // one bad batch must not stay
+        *running_mean += (clnet_real)(momentum * (mean - (double)*running_mean));
+        *running_var += (clnet_real)(momentum * (unbiased - (double)*running_var));
+    }
+}
+
 void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *invstd,
                                   clnet_real *factor, clnet_real *shift, clnet_real *running_mean,
                                   clnet_real *running_var, const clnet_real *x, const clnet_real *w,
@@ -4461,13 +4470,8 @@ void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *i
         for (int c = 0; c < count; c++) {
             const int i = c0 + c;
             if (o->training) {
-                const double unbiased = var[c] * ((double)pixels / ((double)pixels - 1));
-                if (isfinite(centre[c]) && isfinite(unbiased)) { // one bad batch must not stay
-                    running_mean[i] +=
-                        (clnet_real)(o->momentum * (centre[c] - (double)running_mean[i]));
-                    running_var[i] +=
-                        (clnet_real)(o->momentum * (unbiased - (double)running_var[i]));
-                }
+                clnet__batch_norm_run(running_mean + i, running_var + i, centre[c], var[c], pixels,
+                                      o->momentum);
             } else {
                 centre[c] = (double)running_mean[i];
                 var[c] = (double)running_var[i];
@@ -4477,6 +4481,30 @@ void clnet_ref_batch_norm_forward(clnet_real *y, clnet_real *mean, clnet_real *i
         }
     }
     clnet_ref_batch_norm_again(y, x, mean, factor, shift, s);
+}
+
+// From the sums of a channel over its pixels, of dy, of dy (x - mean) and of x - mean, which is what
+// the rounding of mean left: adds to dw and db (NULL: not wanted), and gives the numbers of
+//     dx += scale (dy - shift - (x - mean) slope)
+// part: 1/M in training, 0 in evaluation.
+typedef struct clnet__batch_norm_slope {
+    clnet_real scale, shift, slope;
+} clnet__batch_norm_slope;
+
+static clnet__batch_norm_slope clnet__batch_norm_weights(clnet_real *dw, clnet_real *db, double sum,
+                                                         double dot, double rest, clnet_real w,
+                                                         clnet_real invstd, double part) {
+    const double istd = (double)invstd, offset = rest * part, products = dot - offset * sum;
+    if (db) {
+        *db += (clnet_real)sum;
+    }
+    if (dw) {
+        *dw += (clnet_real)(products * istd);
+    }
+    const double slope = products * istd * istd * part;
+    return (clnet__batch_norm_slope){.scale = (clnet_real)((double)w * istd),
+                                     .shift = (clnet_real)(sum * part - offset * slope),
+                                     .slope = (clnet_real)slope};
 }
 
 void clnet_ref_batch_norm_backward(clnet_real *dx, clnet_real *dw, clnet_real *db,
@@ -4498,29 +4526,256 @@ void clnet_ref_batch_norm_backward(clnet_real *dx, clnet_real *dw, clnet_real *d
                 rest[c] += centred;
             }
         }
-        clnet_real scale[CLNET__CHANNEL_BLOCK], shift[CLNET__CHANNEL_BLOCK],
-            slope[CLNET__CHANNEL_BLOCK];
+        clnet__batch_norm_slope k[CLNET__CHANNEL_BLOCK];
         for (int c = 0; c < count; c++) {
-            const int i = c0 + c;
-            const double istd = (double)invstd[i], part = o->training ? 1 / (double)pixels : 0;
-            const double offset = rest[c] * part, products = dot[c] - offset * sum[c];
-            if (db) {
-                db[i] += (clnet_real)sum[c];
-            }
-            if (dw) {
-                dw[i] += (clnet_real)(products * istd);
-            }
-            scale[c] = (clnet_real)((double)w[i] * istd);
-            slope[c] = (clnet_real)(products * istd * istd * part);
-            shift[c] = (clnet_real)(sum[c] * part - offset * (products * istd * istd * part));
+            const size_t i = (size_t)(c0 + c);
+            k[c] = clnet__batch_norm_weights(clnet__offset(dw, i), clnet__offset(db, i), sum[c],
+                                             dot[c], rest[c], w[i], invstd[i],
+                                             o->training ? 1 / (double)pixels : 0);
         }
         for (size_t p = 0; dx && p < pixels; p++) {
             const clnet_real *dyp = dy + p * ys + c0, *xp = x + p * xs + c0;
             clnet_real *dxp = dx + p * xs + c0;
             for (int c = 0; c < count; c++) {
-                dxp[c] += scale[c] * (dyp[c] - shift[c] - (xp[c] - mean[c0 + c]) * slope[c]);
+                dxp[c] += k[c].scale * (dyp[c] - k[c].shift - (xp[c] - mean[c0 + c]) * k[c].slope);
             }
         }
+    }
+}
+
+// The fast path, forward and backward: pixels are cut into blocks, which threads share, and of which
+// each is read once, row by row. So batch norm is three passes over memory: the sums read x, then x
+// becomes y, with what the plan has it compute besides (see clnet__plan_norms) on the way:
+//     v = (x - mean) factor + shift + summand; y = v where v > 0 or v is NaN, else 0
+// And backward is five: the sums read x and dy, then both become dx. There dy counts as 0 where ReLU
+// gave 0, which the sign of v says again, or of y where there was a summand; its gradient is the same.
+// One pass is enough for mean and variance, since its sums, of d = x - x0 and d^2 with x0 the channel's
+// first number, are in double: var = (sum d^2 - (sum d)^2 / M) / M is about 2^-53 (1 + (mean - x0)^2 /
+// var) of it off, less than a rounding of float while x0 is within 2^14 standard deviations of the mean.
+// Blocks depend on the shape alone, and their sums are added in order: the same bits with any threads.
+enum {
+    CLNET__NORM_BLOCKS = 32,   // of pixels, at most ..
+    CLNET__NORM_PIXELS = 64,   // .. and of so many at least, but for the last
+    CLNET__NORM_CHANNELS = 512 // of a task at most: its sums stay in L1
+};
+
+typedef struct clnet__norm {
+    size_t pixels, block, blocks, channels;
+    size_t x_stride, y_stride, summand_stride;
+    const clnet_real *x, *mean, *factor, *shift, *summand;
+    const clnet_real *dy;
+    clnet_real *y, *dx, *dsummand;
+    bool relu;
+    double *sums;     // [block][which][channel]
+    clnet_real *line; // of backward: [scale, shift, slope][channel]
+} clnet__norm;
+
+enum { CLNET__NORM_SUMS = 3 };
+
+static clnet__norm clnet__norm_of(const clnet_graph *g, const clnet_node *node) {
+    const clnet_tensor *x = node->in[0], *summand = node->summand, *line = node->saved[2];
+    const size_t pixels = (size_t)x->shape[0] * clnet__pixels(x);
+    const size_t most = (pixels + CLNET__NORM_BLOCKS - 1) / CLNET__NORM_BLOCKS;
+    clnet__norm n = {.pixels = pixels,
+                     .block = most > CLNET__NORM_PIXELS ? most : CLNET__NORM_PIXELS,
+                     .channels = (size_t)x->shape[1],
+                     .x_stride = x->stride,
+                     .y_stride = node->out->stride,
+                     .summand_stride = summand ? summand->stride : 0,
+                     .relu = node->relu};
+    n.blocks = (pixels + n.block - 1) / n.block;
+    if (g) {
+        n.x = clnet__value(x);
+        n.y = clnet__value(node->out);
+        n.mean = clnet__value(node->saved[0]);
+        n.factor = clnet__value(line);
+        n.shift = clnet__value(line) + clnet__at(line, 1, 0);
+        n.summand = clnet__value(summand);
+        n.sums = clnet__workspace(g);
+        n.line = (clnet_real *)(void *)(n.sums + n.blocks * CLNET__NORM_SUMS * n.channels);
+    }
+    return n;
+}
+
+static size_t clnet__norm_workspace(const clnet_node *node) {
+    const clnet__norm n = clnet__norm_of(NULL, node);
+    return n.channels * CLNET__NORM_SUMS * (n.blocks * sizeof(double) + sizeof(clnet_real));
+}
+
+// A task: some rows of some channels.
+typedef struct clnet__norm_part {
+    size_t block, first, end, c, count; // pixels [first, end), channels [c, c + count)
+} clnet__norm_part;
+
+static size_t clnet__norm_tasks(const clnet__norm *n) {
+    return n->blocks * ((n->channels + CLNET__NORM_CHANNELS - 1) / CLNET__NORM_CHANNELS);
+}
+
+static clnet__norm_part clnet__norm_part_at(const clnet__norm *n, size_t index) {
+    clnet__norm_part p = {.block = index % n->blocks};
+    p.first = p.block * n->block;
+    p.end = n->pixels - p.first < n->block ? n->pixels : p.first + n->block;
+    p.c = index / n->blocks * CLNET__NORM_CHANNELS;
+    p.count = n->channels - p.c < CLNET__NORM_CHANNELS ? n->channels - p.c : CLNET__NORM_CHANNELS;
+    return p;
+}
+
+static double *clnet__norm_sum(const clnet__norm *n, size_t block, size_t which, size_t c) {
+    return n->sums + (block * CLNET__NORM_SUMS + which) * n->channels + c;
+}
+
+// Adds the sums of all blocks to the first one's.
+static void clnet__norm_add_blocks(const clnet__norm *n) {
+    const size_t count = CLNET__NORM_SUMS * n->channels;
+    for (size_t block = 1; block < n->blocks; block++) {
+        const double *from = n->sums + block * count;
+        CLNET__SIMD
+        for (size_t i = 0; i < count; i++) {
+            n->sums[i] += from[i];
+        }
+    }
+}
+
+static void clnet__norm_moments_task(void *arg, size_t index, int worker) {
+    const clnet__norm *n = arg;
+    const clnet__norm_part p = clnet__norm_part_at(n, index);
+    double sum[CLNET__NORM_CHANNELS] = {0}, squares[CLNET__NORM_CHANNELS] = {0};
+    const clnet_real *centre = n->x + p.c; // the first pixel
+    (void)worker;
+    for (size_t i = p.first; i < p.end; i++) {
+        const clnet_real *x = n->x + i * n->x_stride + p.c;
+        CLNET__SIMD
+        for (size_t c = 0; c < p.count; c++) {
+            const double d = (double)x[c] - (double)centre[c];
+            sum[c] += d;
+            squares[c] += d * d;
+        }
+    }
+    memcpy(clnet__norm_sum(n, p.block, 0, p.c), sum, p.count * sizeof(double));
+    memcpy(clnet__norm_sum(n, p.block, 1, p.c), squares, p.count * sizeof(double));
+}
+
+static void clnet__norm_apply_task(void *arg, size_t index, int worker) {
+    const clnet__norm *n = arg;
+    const clnet__norm_part p = clnet__norm_part_at(n, index);
+    const clnet_real *mean = n->mean + p.c, *factor = n->factor + p.c, *shift = n->shift + p.c;
+    (void)worker;
+    for (size_t i = p.first; i < p.end; i++) {
+        const clnet_real *x = n->x + i * n->x_stride + p.c;
+        const clnet_real *summand = n->summand ? n->summand + i * n->summand_stride + p.c : NULL;
+        clnet_real *y = n->y + i * n->y_stride + p.c;
+        CLNET__SIMD
+        for (size_t c = 0; c < p.count; c++) {
+            y[c] = (x[c] - mean[c]) * factor[c] + shift[c];
+        }
+        if (summand) {
+            CLNET__SIMD
+            for (size_t c = 0; c < p.count; c++) {
+                y[c] += summand[c];
+            }
+        }
+        if (n->relu) {
+            CLNET__SIMD
+            for (size_t c = 0; c < p.count; c++) {
+                y[c] = y[c] <= 0 ? 0 : y[c];
+            }
+        }
+    }
+}
+
+// dy of pixel i as it is before ReLU: in `masked`, or dy itself where there is none.
+static const clnet_real *clnet__norm_gradient(const clnet__norm *n, const clnet__norm_part *p,
+                                              size_t i, clnet_real *masked) {
+    const clnet_real *mean = n->mean + p->c, *factor = n->factor + p->c, *shift = n->shift + p->c;
+    const clnet_real *x = n->x + i * n->x_stride + p->c, *dy = n->dy + i * n->y_stride + p->c;
+    const clnet_real *y = n->y + i * n->y_stride + p->c;
+    if (n->relu && n->summand) {
+        CLNET__SIMD
+        for (size_t c = 0; c < p->count; c++) {
+            const clnet_real slope = dy[c]; // read in any case, or compilers branch
+            masked[c] = y[c] <= 0 ? 0 : slope;
+        }
+    } else if (n->relu) {
+        CLNET__SIMD
+        for (size_t c = 0; c < p->count; c++) {
+            const clnet_real slope = dy[c];
+            masked[c] = (x[c] - mean[c]) * factor[c] + shift[c] <= 0 ? 0 : slope;
+        }
+    }
+    return n->relu ? masked : dy;
+}
+
+static void clnet__norm_sums_task(void *arg, size_t index, int worker) {
+    const clnet__norm *n = arg;
+    const clnet__norm_part p = clnet__norm_part_at(n, index);
+    double sum[CLNET__NORM_CHANNELS] = {0}, dot[CLNET__NORM_CHANNELS] = {0};
+    double rest[CLNET__NORM_CHANNELS] = {0};
+    clnet_real masked[CLNET__NORM_CHANNELS];
+    const clnet_real *mean = n->mean + p.c;
+    (void)worker;
+    for (size_t i = p.first; i < p.end; i++) {
+        const clnet_real *x = n->x + i * n->x_stride + p.c;
+        const clnet_real *dy = clnet__norm_gradient(n, &p, i, masked);
+        CLNET__SIMD
+        for (size_t c = 0; c < p.count; c++) {
+            const double centred = (double)x[c] - (double)mean[c];
+            sum[c] += (double)dy[c];
+            dot[c] += (double)dy[c] * centred;
+            rest[c] += centred;
+        }
+    }
+    memcpy(clnet__norm_sum(n, p.block, 0, p.c), sum, p.count * sizeof(double));
+    memcpy(clnet__norm_sum(n, p.block, 1, p.c), dot, p.count * sizeof(double));
+    memcpy(clnet__norm_sum(n, p.block, 2, p.c), rest, p.count * sizeof(double));
+}
+
+static void clnet__norm_data_task(void *arg, size_t index, int worker) {
+    const clnet__norm *n = arg;
+    const clnet__norm_part p = clnet__norm_part_at(n, index);
+    clnet_real masked[CLNET__NORM_CHANNELS];
+    const clnet_real *mean = n->mean + p.c, *scale = n->line + p.c;
+    const clnet_real *shift = scale + n->channels, *slope = shift + n->channels;
+    (void)worker;
+    for (size_t i = p.first; i < p.end; i++) {
+        const clnet_real *dy = clnet__norm_gradient(n, &p, i, masked);
+        const clnet_real *x = n->x + i * n->x_stride + p.c;
+        if (n->dsummand) {
+            clnet_real *to = n->dsummand + i * n->summand_stride + p.c;
+            CLNET__SIMD
+            for (size_t c = 0; c < p.count; c++) {
+                to[c] += dy[c];
+            }
+        }
+        if (n->dx) {
+            clnet_real *dx = n->dx + i * n->x_stride + p.c;
+            CLNET__SIMD
+            for (size_t c = 0; c < p.count; c++) {
+                dx[c] += scale[c] * (dy[c] - shift[c] - (x[c] - mean[c]) * slope[c]);
+            }
+        }
+    }
+}
+
+// Mean and variance of the batch, or what runs, and what is saved of them.
+static void clnet__norm_statistics(const clnet__norm *n, const clnet_node *node,
+                                   const clnet_batch_norm_options *o) {
+    const clnet_real *w = clnet__value(node->in[1]), *b = clnet__value(node->in[2]);
+    clnet_real *running_mean = clnet__value(node->in[3]), *running_var = clnet__value(node->in[4]);
+    clnet_real *mean = clnet__value(node->saved[0]), *invstd = clnet__value(node->saved[1]);
+    clnet_real *factor = clnet__value(node->saved[2]);
+    clnet_real *shift = factor + clnet__at(node->saved[2], 1, 0);
+    const double M = (double)n->pixels, *sums = n->sums, *squares = sums + n->channels;
+    for (size_t c = 0; c < n->channels; c++) {
+        double centre = (double)running_mean[c], var = (double)running_var[c];
+        if (o->training) {
+            centre = (double)n->x[c] + sums[c] / M;
+            var = (squares[c] - sums[c] * sums[c] / M) / M;
+            var = var < 0 ? 0 : var;
+            clnet__batch_norm_run(running_mean + c, running_var + c, centre, var, n->pixels,
+                                  o->momentum);
+        }
+        clnet__batch_norm_save(mean + c, invstd + c, factor + c, shift + c, centre, var, w[c], b[c],
+                               o->eps);
     }
 }
 
@@ -4533,33 +4788,55 @@ static clnet_batch_norm_options clnet__batch_norm_options(const clnet_graph *g,
 
 // in: x, weight, bias, running_mean, running_var; saved: mean, invstd, factor and shift.
 static void clnet__batch_norm_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
-    const clnet_sizes s = clnet__sizes(node, p);
     const clnet_batch_norm_options o = clnet__batch_norm_options(g, node);
-    const int c = p->c0;
-    const clnet_tensor *const line = node->saved[2];
-    const clnet_real *x = clnet__value(node->in[0]) + c;
-    clnet_real *y = clnet__value(node->out) + c, *mean = clnet__value(node->saved[0]) + c;
-    clnet_real *factor = clnet__value(line) + clnet__at(line, 0, c);
-    clnet_real *shift = clnet__value(line) + clnet__at(line, 1, c);
-    if (clnet__again(g)) {
-        clnet_ref_batch_norm_again(y, x, mean, factor, shift, &s);
-    } else {
-        clnet_ref_batch_norm_forward(y, mean, clnet__value(node->saved[1]) + c, factor, shift,
-                                     clnet__value(node->in[3]) + c, clnet__value(node->in[4]) + c,
-                                     x, clnet__value(node->in[1]) + c,
-                                     clnet__value(node->in[2]) + c, &o, &s);
+    const clnet__cpu *cpu = clnet__cpu_of(g);
+    clnet__norm n = clnet__norm_of(g, node);
+    if (cpu->reference && !clnet__again(g)) {
+        const clnet_sizes s = clnet__sizes(node, p);
+        clnet_real *line = clnet__value(node->saved[2]);
+        clnet_ref_batch_norm_forward(n.y, clnet__value(node->saved[0]),
+                                     clnet__value(node->saved[1]), line, line + n.channels,
+                                     clnet__value(node->in[3]), clnet__value(node->in[4]), n.x,
+                                     clnet__value(node->in[1]), clnet__value(node->in[2]), &o, &s);
+        return;
     }
+    if (o.training && !clnet__again(g)) {
+        clnet__parallel(cpu, clnet__norm_tasks(&n), clnet__norm_moments_task, &n);
+        clnet__norm_add_blocks(&n);
+    }
+    if (!clnet__again(g)) {
+        clnet__norm_statistics(&n, node, &o);
+    }
+    clnet__parallel(cpu, clnet__norm_tasks(&n), clnet__norm_apply_task, &n);
 }
 
 static void clnet__batch_norm_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
-    const clnet_sizes s = clnet__sizes(node, p);
     const clnet_batch_norm_options o = clnet__batch_norm_options(g, node);
-    const size_t c = (size_t)p->c0;
-    clnet_ref_batch_norm_backward(
-        clnet__offset(clnet__grad(node->in[0]), c), clnet__offset(clnet__grad(node->in[1]), c),
-        clnet__offset(clnet__grad(node->in[2]), c), clnet__grad(node->out) + c,
-        clnet__value(node->in[0]) + c, clnet__value(node->in[1]) + c,
-        clnet__value(node->saved[0]) + c, clnet__value(node->saved[1]) + c, &o, &s);
+    const clnet__cpu *cpu = clnet__cpu_of(g);
+    const clnet_real *w = clnet__value(node->in[1]), *invstd = clnet__value(node->saved[1]);
+    clnet_real *dw = clnet__grad(node->in[1]), *db = clnet__grad(node->in[2]);
+    clnet__norm n = clnet__norm_of(g, node);
+    n.dy = clnet__grad(node->out);
+    n.dx = clnet__grad(node->in[0]);
+    n.dsummand = clnet__grad(node->summand);
+    if (cpu->reference) {
+        const clnet_sizes s = clnet__sizes(node, p);
+        clnet_ref_batch_norm_backward(n.dx, dw, db, n.dy, n.x, w, n.mean, invstd, &o, &s);
+        return;
+    }
+    clnet__parallel(cpu, clnet__norm_tasks(&n), clnet__norm_sums_task, &n);
+    clnet__norm_add_blocks(&n);
+    for (size_t c = 0, C = n.channels; c < C; c++) {
+        const clnet__batch_norm_slope k = clnet__batch_norm_weights(
+            clnet__offset(dw, c), clnet__offset(db, c), n.sums[c], n.sums[C + c], n.sums[2 * C + c],
+            w[c], invstd[c], o.training ? 1 / (double)n.pixels : 0);
+        n.line[c] = k.scale;
+        n.line[C + c] = k.shift;
+        n.line[2 * C + c] = k.slope;
+    }
+    if (n.dx || n.dsummand) {
+        clnet__parallel(cpu, clnet__norm_tasks(&n), clnet__norm_data_task, &n);
+    }
 }
 
 clnet_tensor *clnet_batch_norm(clnet_graph *g, clnet_tensor *x, const clnet_batch_norm_desc *d) {
@@ -6199,10 +6476,8 @@ struct clnet_graph {
     clnet_adam *adam;
 };
 
-#ifdef CLNET__FAST
 static const clnet__cpu *clnet__cpu_of(const clnet_graph *g) { return &g->ctx->cpu; }
 static void *clnet__workspace(const clnet_graph *g) { return g->workspace.handle; }
-#endif
 static bool clnet__training(const clnet_graph *g) { return g->training; }
 static bool clnet__again(const clnet_graph *g) { return g->again; }
 
@@ -6503,14 +6778,16 @@ static unsigned clnet__reads(clnet_op op) {
 
 // The last node whose backward adds to the gradient of t, -1: none.
 static int clnet__last_backward_reader(const clnet_graph *g, const clnet_tensor *t) {
-    for (int k = t->last_use; k >= 0; k--) {
-        for (int j = 0; j < g->nodes[k]->inputs; j++) {
-            if (g->nodes[k]->in[j] == t && g->nodes[k]->backward) {
-                return k;
+    int last = -1;
+    for (int k = 0; k <= t->last_use; k++) {
+        const clnet_node *node = g->nodes[k];
+        for (int j = 0; j < node->inputs; j++) {
+            if (node->in[j] == t && node->backward) {
+                last = clnet__max(last, node->host ? node->host->index : k);
             }
         }
     }
-    return -1;
+    return last;
 }
 
 // Which tensors need a gradient: what is upstream of the loss and downstream of a parameter, or of a
@@ -6578,11 +6855,28 @@ static void clnet__plan_in_place(clnet_graph *g, const clnet_build_desc *d) {
     }
 }
 
-// Leaves a node that reads x to a convolution that made x.
-static clnet_tensor *clnet__absorb(clnet_tensor *x, clnet_node *node) {
-    node->absorbed = true;
-    x->inside = node->out;
-    return node->out;
+// Leaves `next`, which reads x, to the node that makes x.
+static clnet_tensor *clnet__absorb(clnet_node *node, clnet_tensor *x, clnet_node *next) {
+    next->host = node;
+    x->inside = next->out;
+    return next->out;
+}
+
+// .. and what may follow batch norm, whose output x is: the addition of what is there by then, ReLU.
+static void clnet__absorb_rest(clnet_node *node, clnet_tensor *x, const clnet_build_desc *d) {
+    clnet_node *next = clnet__only_reader(x->graph, x, d);
+    if (next && next->op == CLNET_OP_ADD && next->backward == node->backward) {
+        clnet_tensor *other = next->in[next->in[0] == x];
+        if (!other->producer || other->producer->index < node->index) {
+            node->summand = other;
+            x = clnet__absorb(node, x, next);
+            next = clnet__only_reader(x->graph, x, d);
+        }
+    }
+    if (next && next->op == CLNET_OP_RELU && next->backward == node->backward) {
+        node->relu = true;
+        clnet__absorb(node, x, next);
+    }
 }
 
 // Pass "epilogues", of a graph without a loss: what follows a convolution - batch norm, the addition
@@ -6598,21 +6892,21 @@ static void clnet__plan_epilogues(clnet_graph *g, const clnet_build_desc *d) {
             continue;
         }
         node->batch_norm = next;
-        clnet_tensor *factor = next->saved[1], *x = clnet__absorb(node->out, next);
+        clnet_tensor *factor = next->saved[1];
         factor->producer = node; // which writes it first
         factor->last_use = next->index;
-        next = clnet__only_reader(g, x, d);
-        if (next && next->op == CLNET_OP_ADD) {
-            clnet_tensor *other = next->in[next->in[0] == x];
-            if (!other->producer || other->producer->index < i) {
-                node->summand = other;
-                x = clnet__absorb(x, next);
-                next = clnet__only_reader(g, x, d);
-            }
-        }
-        if (next && next->op == CLNET_OP_RELU) {
-            node->relu = true;
-            clnet__absorb(x, next);
+        clnet__absorb_rest(node, clnet__absorb(node, node->out, next), d);
+    }
+}
+
+// Pass "norms": the addition of what is there by then and ReLU behind a batch norm that no convolution
+// computes are computed by it, in training as in evaluation, as its output is written; backward, their
+// gradients as its own are read. So they cost no pass over memory of their own.
+static void clnet__plan_norms(clnet_graph *g, const clnet_build_desc *d) {
+    for (int i = 0; g->ctx->backend.norm_epilogues && i < g->node_count; i++) {
+        clnet_node *node = g->nodes[i];
+        if (node->op == CLNET_OP_BATCH_NORM && !node->host) {
+            clnet__absorb_rest(node, node->out, d);
         }
     }
 }
@@ -6676,6 +6970,12 @@ static bool clnet__together(const clnet__block *a, const clnet__block *b) {
            clnet__meet(&a->again, &b->life) || clnet__meet(&a->again, &b->again);
 }
 
+// Whether backward reads a node's output. Of ReLU, batch norm can tell the sign from its own input,
+// unless something was added.
+static bool clnet__reads_out(const clnet_node *node) {
+    return clnet__reads(node->op) & CLNET_READS_OUT && (!node->host || node->host->summand);
+}
+
 // When backward reads the values of t, be it to compute others again.
 static clnet__life clnet__backward_life(const clnet_graph *g, const clnet_tensor *t) {
     const int end = 2 * g->node_count - 1;
@@ -6685,8 +6985,9 @@ static clnet__life clnet__backward_life(const clnet_graph *g, const clnet_tensor
         clnet__extend(&life, end - producer->again, end - producer->again);
     }
     if (producer && producer->backward &&
-        (t->role == CLNET_ROLE_SAVED || clnet__reads(producer->op) & CLNET_READS_OUT)) {
-        clnet__extend(&life, end - producer->index, end - producer->index);
+        (t->role == CLNET_ROLE_SAVED || clnet__reads_out(producer))) {
+        const int at = end - (producer->host ? producer->host->index : producer->index);
+        clnet__extend(&life, at, at);
     }
     for (int k = 0; k <= t->last_use; k++) {
         const clnet_node *node = g->nodes[k];
@@ -7107,6 +7408,7 @@ static clnet_result clnet__plan(clnet_graph *g, const clnet_build_desc *desc) {
     }
     clnet__plan_in_place(g, d);
     clnet__plan_epilogues(g, d);
+    clnet__plan_norms(g, d);
     clnet__plan_concat(g, d);
     g->keep_all = d->keep_all;
     g->no_accumulation = d->no_accumulation;
@@ -7292,14 +7594,19 @@ clnet_result clnet_graph_forward(clnet_graph *g) {
     return g->ctx->result;
 }
 
-// Gradients in the arena start from zero where their first summand is about to be added.
+// A gradient in the arena starts from zero where its first summand is about to be added.
+static void clnet__zero_input(clnet_graph *g, const clnet_node *node, clnet_tensor *input) {
+    clnet_tensor *t = input ? clnet__owner(input) : NULL;
+    if (t && t->grad_memory && clnet__in_arena(t, true) && t->first_summand == node->index) {
+        g->ctx->backend.fill(g->ctx, t->grad_memory, t->grad_offset, clnet__tensor_bytes(t));
+    }
+}
+
 static clnet_result clnet__zero_inputs(clnet_graph *g, const clnet_node *node) {
     for (int k = 0; k < node->inputs && g->ctx->result == CLNET_OK; k++) {
-        clnet_tensor *t = node->in[k] ? clnet__owner(node->in[k]) : NULL;
-        if (t && t->grad_memory && clnet__in_arena(t, true) && t->first_summand == node->index) {
-            g->ctx->backend.fill(g->ctx, t->grad_memory, t->grad_offset, clnet__tensor_bytes(t));
-        }
+        clnet__zero_input(g, node, node->in[k]);
     }
+    clnet__zero_input(g, node, node->summand);
     return g->ctx->result;
 }
 
@@ -7581,7 +7888,6 @@ double clnet_tensor_item(clnet_tensor *t) {
 typedef enum clnet__cut {
     CLNET__CUT_WHOLE,
     CLNET__CUT_IMAGES,
-    CLNET__CUT_CHANNELS,
     CLNET__CUT_IMAGES_AND_CHANNELS
 } clnet__cut;
 
@@ -7628,7 +7934,7 @@ static clnet_result clnet__cpu_run(clnet_graph *g, clnet_node *node, clnet__pass
     if (cut == CLNET__CUT_IMAGES || cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
         job.image_cuts = N;
     }
-    if (cut == CLNET__CUT_CHANNELS || cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
+    if (cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
         const int lines = (C + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
         job.channel_cuts =
             clnet__min(lines, (2 * cpu->threads + job.image_cuts - 1) / job.image_cuts);
@@ -7650,7 +7956,7 @@ static double clnet__own_bytes(const clnet_tensor *t) {
 // Bytes of the tensors that a pass of a node reads and writes, a sum that is added to as both.
 static double clnet__traffic(const clnet_node *node, bool backward) {
     double bytes = clnet__own_bytes(node->out); // written, or its gradient read
-    if (backward && clnet__reads(node->op) & CLNET_READS_OUT) {
+    if (backward && (clnet__reads_out(node) || (node->relu && node->summand))) {
         bytes += clnet__own_bytes(node->out);
     }
     for (int i = 0; i < node->inputs; i++) {
@@ -7661,7 +7967,8 @@ static double clnet__traffic(const clnet_node *node, bool backward) {
     for (size_t i = 0; i < sizeof node->saved / sizeof *node->saved; i++) {
         bytes += clnet__own_bytes(node->saved[i]);
     }
-    return bytes + (backward ? 0 : clnet__own_bytes(node->summand));
+    const bool sum = node->summand && node->summand->grad_memory;
+    return bytes + (backward ? 2 * sum : 1) * clnet__own_bytes(node->summand);
 }
 
 // The gradients by the data and by the weights are as much work each as the forward pass.
@@ -7684,12 +7991,17 @@ static clnet_result clnet__cpu_pass(clnet_graph *g, clnet_node *node, bool backw
     return CLNET_OK;
 }
 
+// Whether another node computes this one now: a convolution does in evaluation only.
+static bool clnet__cpu_absorbed(const clnet_graph *g, const clnet_node *node) {
+    return node->host && (node->host->op == CLNET_OP_BATCH_NORM || !g->training);
+}
+
 static clnet_result clnet__cpu_forward(clnet_graph *g, clnet_node *node) {
-    return node->absorbed && !g->training ? CLNET_OK : clnet__cpu_pass(g, node, false);
+    return clnet__cpu_absorbed(g, node) ? CLNET_OK : clnet__cpu_pass(g, node, false);
 }
 
 static clnet_result clnet__cpu_backward(clnet_graph *g, clnet_node *node) {
-    return clnet__cpu_pass(g, node, true);
+    return clnet__cpu_absorbed(g, node) ? CLNET_OK : clnet__cpu_pass(g, node, true);
 }
 
 // What is no pass of a node, measured from `start`, which is what CLNET_CLOCK() gave.
@@ -7787,8 +8099,7 @@ static size_t clnet__cpu_workspace(clnet_context *ctx, const clnet_node *node) {
         return clnet__conv2d_fast_workspace(&ctx->cpu, &s);
     }
 #endif
-    (void)ctx, (void)node;
-    return 0;
+    return !ctx->cpu.reference && node->op == CLNET_OP_BATCH_NORM ? clnet__norm_workspace(node) : 0;
 }
 
 // >>adam
@@ -7967,6 +8278,7 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
 #ifdef CLNET__FAST
     ctx->backend.epilogues = !d->reference;
 #endif
+    ctx->backend.norm_epilogues = !d->reference;
     clnet__cpu_name_rows(ctx->rows);
     ctx->backend.rows = d->profile ? ctx->rows : NULL;
     ctx->backend.row_count = CLNET__ROWS;

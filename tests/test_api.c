@@ -478,7 +478,8 @@ static clnet_tensor *folded_conv(clnet_graph *g, clnet_tensor *x, int kernel, in
     return small_norm(g, clnet_conv2d(g, x, &d), norm);
 }
 
-// 12 nodes are absorbed: three of a, one of b, two of c, three of d, two of e, one of kept.
+// 13 nodes are absorbed: three of a, one of b, two of c, three of d, two of e, one of kept, and the
+// last addition by its batch norm.
 static folded folded_layers(clnet_context *ctx, int batch, bool keep_all) {
     folded f = {.g = clnet_graph_create(ctx)};
     clnet_graph *g = f.g;
@@ -508,11 +509,11 @@ static folded folded_layers(clnet_context *ctx, int batch, bool keep_all) {
     return f;
 }
 
-static int folded_absorbed(const folded *f) {
+static int absorbed_nodes(const clnet_graph *g) {
     int count = 0;
-    for (int i = 0; i < clnet_graph_activations(f->g); i++) {
-        const clnet_node *node = clnet_graph_activation(f->g, i)->producer;
-        count += node && node->absorbed;
+    for (int i = 0; i < clnet_graph_activations(g); i++) {
+        const clnet_node *node = clnet_graph_activation(g, i)->producer;
+        count += node && node->host;
     }
     return count;
 }
@@ -552,8 +553,8 @@ static void test_epilogues(void) {
     clnet_context *plain = clnet_context_create(&(clnet_context_desc){.reference = true});
     folded apart = folded_layers(ctx, 3, true), all = folded_layers(ctx, 3, false);
     folded single = folded_layers(one, 1, false), reference = folded_layers(plain, 3, false);
-    CHECK(folded_absorbed(&all) == 12, "%d nodes were absorbed", folded_absorbed(&all));
-    CHECK(!folded_absorbed(&apart) && !folded_absorbed(&reference), "where nothing may be");
+    CHECK(absorbed_nodes(all.g) == 13, "%d nodes were absorbed", absorbed_nodes(all.g));
+    CHECK(!absorbed_nodes(apart.g) && !absorbed_nodes(reference.g), "where nothing may be");
     for (int pass = 0; pass < 3; pass++) { // in evaluation, in training, and with its statistics
         folded *each[] = {&apart, &all, &single};
         for (int i = 0; i < 3; i++) {
@@ -572,6 +573,95 @@ static void test_epilogues(void) {
     CHECK(clnet_graph_first_nonfinite(all.g) == NULL, "%s", clnet_graph_first_nonfinite(all.g));
     for (int i = 0; i < 4; i++) {
         clnet_graph_destroy((clnet_graph *[]){apart.g, all.g, single.g, reference.g}[i]);
+    }
+    clnet_context_destroy(plain);
+    clnet_context_destroy(one);
+    clnet_context_destroy(ctx);
+}
+
+// What may follow batch norm in training: ReLU; an addition, in either order of its inputs, whose other
+// one comes from a batch norm too, is read between batch norm and addition, or wants no gradient; both,
+// inside a concatenation. And `still`, which wants no gradient where weights want none, but is added to
+// what does. 17 channels
+// and 600 fill no vector and not the channels of a task. No gradient has three summands, whose order
+// would tell.
+static clnet_tensor *residual_layers(clnet_graph *g, clnet_tensor *x, clnet_tensor *fixed) {
+    clnet_tensor *a = clnet_relu(g, small_norm(g, small_conv(g, x, 17, "a"), "a.norm"));
+    clnet_tensor *b = small_norm(g, small_conv(g, a, 17, "b"), "b.norm");
+    clnet_tensor *down = small_norm(g, small_conv(g, a, 17, "down"), "down.norm");
+    clnet_tensor *c = clnet_relu(g, clnet_add(g, b, down));
+    clnet_tensor *d = clnet_add(g, fixed, small_norm(g, small_conv(g, c, 17, "d"), "d.norm"));
+    clnet_tensor *still = clnet_relu(g, clnet_add(g, small_norm(g, fixed, "still"), c));
+    clnet_tensor *e = small_norm(g, small_conv(g, d, 17, "e"), "e.norm");
+    clnet_tensor *gate = clnet_global_avg_pool(g, still);
+    e = clnet_relu(g, clnet_add(g, e, still));
+    clnet_tensor *wide = clnet_conv2d(
+        g, clnet_scale_channels(g, d, gate),
+        &(clnet_conv2d_desc){.out_channels = 600, .kernel_size = {1, 1}, .name = "wide"});
+    wide = clnet_relu(g, small_norm(g, wide, "wide.norm"));
+    return clnet_global_avg_pool(g, clnet_concat(g, (clnet_tensor *[]){e, wide}, 2));
+}
+
+typedef struct residual {
+    clnet_graph *g;
+    clnet_tensor *x, *loss;
+} residual;
+
+static residual residual_open(clnet_context *ctx, bool keep_all, bool no_weight_grad) {
+    residual r = {.g = clnet_graph_create(ctx)};
+    r.x = clnet_tensor_require_grad(clnet_input(r.g, "image", 2, 17, 13, 11));
+    clnet_tensor *fixed = clnet_input(r.g, "fixed", 2, 17, 13, 11);
+    clnet_tensor *label = clnet_input_labels(r.g, "label", 2);
+    clnet_tensor *logits = clnet_linear(r.g, residual_layers(r.g, r.x, fixed),
+                                        &(clnet_linear_desc){.out_features = 3, .name = "fc"});
+    r.loss = clnet_focal_loss(r.g, logits, label, &(clnet_focal_loss_desc){.gamma = 2});
+    clnet_graph_build(r.g, &(clnet_build_desc){.loss = r.loss,
+                                               .keep_all = keep_all,
+                                               .no_weight_grad = no_weight_grad,
+                                               .seed = 3});
+    clnet_real image[2 * 17 * 13 * 11];
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; i < sizeof image / sizeof *image; i++) {
+            image[i] = (clnet_real)clnet_random_normal(5, (uint64_t)k, i);
+        }
+        clnet_tensor_set(k ? fixed : r.x, image, CLNET_ORDER_TORCH);
+    }
+    clnet_tensor_set(label, (int32_t[]){2, 1}, CLNET_ORDER_TORCH);
+    return r;
+}
+
+static void residual_pass(const residual *r, bool training) {
+    clnet_graph_set_training(r->g, training);
+    clnet_graph_zero_grad(r->g);
+    clnet_graph_forward(r->g);
+    clnet_graph_backward(r->g);
+}
+
+// The same bits with what follows batch norm in it and apart, in training and in evaluation.
+static void test_norm_epilogues(void) {
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_context *one = clnet_context_create(&(clnet_context_desc){.threads = 1});
+    clnet_context *plain = clnet_context_create(&(clnet_context_desc){.reference = true});
+    residual reference = residual_open(plain, false, false);
+    CHECK(!absorbed_nodes(reference.g), "with plain loops nothing may be absorbed");
+    clnet_graph_destroy(reference.g);
+    for (int fixed = 0; fixed < 2; fixed++) { // the weights
+        residual apart = residual_open(ctx, true, fixed), fused = residual_open(one, false, fixed);
+        const int absorbed = absorbed_nodes(fused.g);
+        CHECK(absorbed == (fixed ? 7 : 9) && !absorbed_nodes(apart.g), "%d absorbed", absorbed);
+        for (int pass = fixed; pass < (fixed ? 2 : 3); pass++) { // training, evaluation, training
+            residual_pass(&apart, pass != 1);
+            residual_pass(&fused, pass != 1);
+            CHECK(clnet_context_result(ctx) == CLNET_OK && clnet_context_result(one) == CLNET_OK,
+                  "%s%s", clnet_error(ctx), clnet_error(one));
+            CHECK(clnet_tensor_item(apart.loss) == clnet_tensor_item(fused.loss), "losses");
+            CHECK(different_weights(apart.g, fused.g, false) == 0, "statistics");
+            CHECK(fixed || different_weights(apart.g, fused.g, true) == 0,
+                  "pass %d: %d gradients differ", pass, different_weights(apart.g, fused.g, true));
+            CHECK(same_values(apart.x, fused.x, true), "pass %d: the input's gradient", pass);
+        }
+        clnet_graph_destroy(apart.g);
+        clnet_graph_destroy(fused.g);
     }
     clnet_context_destroy(plain);
     clnet_context_destroy(one);
@@ -1580,6 +1670,7 @@ int main(void) {
     test_sharing_changes_nothing();
     test_concatenation_in_place();
     test_epilogues();
+    test_norm_epilogues();
     test_pooling_without_argmax();
     test_part_read_last();
     test_backward_from_relu();
