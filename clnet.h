@@ -1138,7 +1138,7 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
     X(MAX_POOL2D, max_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
     X(AVG_POOL2D, avg_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
     X(GLOBAL_AVG_POOL, global_avg_pool, IMAGES_AND_CHANNELS, 0)                                    \
-    X(UPSAMPLE_BILINEAR, upsample_bilinear, IMAGES_AND_CHANNELS, CLNET_AGAIN)                      \
+    X(UPSAMPLE_BILINEAR, upsample_bilinear, WHOLE, CLNET_AGAIN)                                    \
     X(CONCAT, concat, IMAGES, CLNET_AGAIN)                                                         \
     X(ADD, add, IMAGES_AND_CHANNELS, CLNET_AGAIN)                                                  \
     X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS,                                         \
@@ -5503,8 +5503,7 @@ static clnet_upsample_sizes clnet__upsample_sizes(const clnet_node *node, const 
                                   .y_stride = y->stride};
 }
 
-static void clnet__upsample_bilinear_forward(clnet_graph *g, clnet_node *node,
-                                             const clnet__piece *p) {
+static void clnet__upsample_values(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
     const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
     clnet_ref_upsample_bilinear_forward(
@@ -5512,13 +5511,102 @@ static void clnet__upsample_bilinear_forward(clnet_graph *g, clnet_node *node,
         clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
 }
 
+static void clnet__upsample_bilinear_forward(clnet_graph *g, clnet_node *node,
+                                             const clnet__piece *p) {
+    (void)p;
+    clnet__in_pieces(g, node, clnet__upsample_values);
+}
+
+// Backward, an axis at a time: a task is a row of dx, for which the rows of dy that read it are summed
+// to one, whose pixels are then summed to those of dx. Where maps grow so little that few floats are
+// summed, as an input has about 2 x CLNET__UPSAMPLE_RATIO readers per axis at most; else plain loops.
+enum { CLNET__UPSAMPLE_RATIO = 4 };
+
+typedef struct clnet__upsample_job {
+    clnet_upsample_sizes s;
+    clnet_real *dx;
+    const clnet_real *dy;
+    clnet_real *rows; // of each worker: OW pixels
+} clnet__upsample_job;
+
+// to (+)= weight from, n numbers.
+static void clnet__upsample_add(clnet_real *to, const clnet_real *from, clnet_real weight, bool add,
+                                size_t n) {
+    if (add) {
+        CLNET__SIMD
+        for (size_t i = 0; i < n; i++) {
+            to[i] += weight * from[i];
+        }
+    } else {
+        CLNET__SIMD
+        for (size_t i = 0; i < n; i++) {
+            to[i] = weight * from[i];
+        }
+    }
+}
+
+// The sum of the rows of image n's dy that read its row ih: OW pixels without gaps.
+static void clnet__upsample_sum_rows(const clnet__upsample_job *job, clnet_real *row, int n,
+                                     int ih) {
+    const clnet_upsample_sizes *s = &job->s;
+    const size_t C = (size_t)s->C, width = (size_t)s->OW;
+    const clnet_real scale = clnet__upsample_scale(s->H, s->OH, s->align_corners);
+    const clnet__span h = clnet__upsample_readers(ih, s->H, s->OH, s->align_corners);
+    bool add = false;
+    for (int oh = h.first; oh < h.last; oh++) {
+        const clnet__tap tap = clnet__upsample_tap(oh, s->H, scale, s->align_corners);
+        const clnet_real weight = clnet__tap_weight(&tap, ih);
+        const clnet_real *from = job->dy + clnet__row(n, oh, 0, s->OH, s->OW) * s->y_stride;
+        const bool dense = s->y_stride == C;
+        for (size_t ow = 0; weight != 0 && ow < (dense ? 1 : width); ow++) {
+            clnet__upsample_add(row + ow * C, from + ow * s->y_stride, weight, add,
+                                dense ? width * C : C);
+        }
+        add = add || weight != 0;
+    }
+    if (!add) {
+        memset(row, 0, width * C * sizeof *row);
+    }
+}
+
+static void clnet__upsample_task(void *arg, size_t index, int worker) {
+    const clnet__upsample_job *job = arg;
+    const clnet_upsample_sizes *s = &job->s;
+    const size_t C = (size_t)s->C;
+    const clnet_real scale = clnet__upsample_scale(s->W, s->OW, s->align_corners);
+    clnet_real *row = job->rows + (size_t)worker * (size_t)s->OW * C;
+    clnet__upsample_sum_rows(job, row, (int)(index / (size_t)s->H), clnet__mod(index, s->H));
+    for (int iw = 0; iw < s->W; iw++) {
+        const clnet__span w = clnet__upsample_readers(iw, s->W, s->OW, s->align_corners);
+        clnet_real *dx = job->dx + (index * (size_t)s->W + (size_t)iw) * s->x_stride;
+        for (int ow = w.first; ow < w.last; ow++) {
+            const clnet__tap tap = clnet__upsample_tap(ow, s->W, scale, s->align_corners);
+            const clnet_real weight = clnet__tap_weight(&tap, iw);
+            if (weight != 0) {
+                clnet__upsample_add(dx, row + (size_t)ow * C, weight, true, C);
+            }
+        }
+    }
+}
+
+static size_t clnet__upsample_workspace(const clnet_node *node, int threads) {
+    const clnet_tensor *y = node->out;
+    return (size_t)threads * (size_t)y->shape[3] * (size_t)y->shape[1] * sizeof(clnet_real);
+}
+
 static void clnet__upsample_bilinear_backward(clnet_graph *g, clnet_node *node,
                                               const clnet__piece *p) {
-    (void)g;
     const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
-    clnet_ref_upsample_bilinear_backward(
-        clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
-        clnet__grad(node->out) + clnet__at(node->out, p->n0, p->c0), &s);
+    const clnet__cpu *cpu = clnet__cpu_of(g);
+    clnet_real *dx = clnet__grad(node->in[0]);
+    const clnet_real *dy = clnet__grad(node->out);
+    if (cpu->reference || s.OH / CLNET__UPSAMPLE_RATIO > s.H ||
+        s.OW / CLNET__UPSAMPLE_RATIO > s.W) {
+        clnet_ref_upsample_bilinear_backward(dx, dy, &s);
+        return;
+    }
+    clnet__upsample_job job = {s, dx, dy, clnet__workspace(g)};
+    clnet__parallel(cpu, clnet__volume(1, s.N, s.H), clnet__upsample_task, &job);
 }
 
 clnet_tensor *clnet_upsample_bilinear(clnet_graph *g, clnet_tensor *x, int h, int w,
@@ -8099,6 +8187,9 @@ static size_t clnet__cpu_workspace(clnet_context *ctx, const clnet_node *node) {
         return clnet__conv2d_fast_workspace(&ctx->cpu, &s);
     }
 #endif
+    if (!ctx->cpu.reference && node->op == CLNET_OP_UPSAMPLE_BILINEAR && node->backward) {
+        return clnet__upsample_workspace(node, ctx->cpu.threads);
+    }
     return !ctx->cpu.reference && node->op == CLNET_OP_BATCH_NORM ? clnet__norm_workspace(node) : 0;
 }
 
