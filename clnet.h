@@ -207,6 +207,18 @@ typedef struct clnet_profile_row {
 // The rows that have calls, by index; false beyond the last one, and without a profile.
 CLNET_API bool clnet_profile(const clnet_context *ctx, int index, clnet_profile_row *row);
 
+// The same time node by node, of all graphs that were built in the context, in the order of their
+// nodes; those that are gone stay. Memory is not in it, nor is the optimiser. A node that another one
+// computes has no calls.
+typedef struct clnet_profile_node {
+    const char *name, *op; // of the output, and the operation
+    int shape[4];          // of the output, as planned
+    clnet_profile_row forward, backward;
+} clnet_profile_node;
+
+// By index; false beyond the last one, and without a profile.
+CLNET_API bool clnet_profile_at(const clnet_context *ctx, int index, clnet_profile_node *node);
+
 // Begins anew, after a warm-up for example.
 CLNET_API void clnet_profile_clear(clnet_context *ctx);
 
@@ -1221,6 +1233,7 @@ struct clnet_node {
     bool relu;              // at the end
     clnet_node *host;       // of what follows: the one that computes it; NULL: itself
     int again;              // before that node's backward its forward runs once more; -1: never
+    clnet_profile_node *profile; // NULL: none is wanted
     union {
         clnet_conv2d_desc conv2d;
         clnet_batch_norm_desc batch_norm;
@@ -1345,6 +1358,8 @@ struct clnet_context {
     clnet_backend backend;
     clnet__cpu cpu;
     clnet_profile_row rows[CLNET__ROWS];
+    clnet_profile_node **nodes; // of the profile, with names of their own
+    int node_count;
 };
 
 static clnet_files clnet__default_files(void); // >>files
@@ -1475,6 +1490,20 @@ void clnet_profile_clear(clnet_context *ctx) {
         clnet_profile_row *row = &ctx->backend.rows[i];
         *row = (clnet_profile_row){.name = row->name, .pass = row->pass};
     }
+    for (int i = 0; ctx && i < ctx->node_count; i++) {
+        ctx->nodes[i]->forward = ctx->nodes[i]->backward = (clnet_profile_row){.name = NULL};
+    }
+}
+
+bool clnet_profile_at(const clnet_context *ctx, int index, clnet_profile_node *node) {
+    if (!ctx || index < 0 || index >= ctx->node_count) {
+        return false;
+    }
+    *node = *ctx->nodes[index];
+    node->forward.name = node->backward.name = node->name;
+    node->forward.pass = "forward";
+    node->backward.pass = "backward";
+    return true;
 }
 
 const char *clnet_isa_name(clnet_isa isa) {
@@ -7604,6 +7633,27 @@ static clnet_result clnet__initialise(clnet_graph *g) {
     return ctx->result;
 }
 
+// A row of the context's profile for each node, if one is wanted.
+static bool clnet__open_profile(clnet_graph *g) {
+    clnet_context *ctx = g->ctx;
+    for (int i = 0; ctx->backend.rows && i < g->node_count; i++) {
+        const clnet_tensor *out = g->nodes[i]->out;
+        void *list = ctx->nodes;
+        clnet_profile_node *row = clnet__alloc(ctx, sizeof *row);
+        char *name = row ? clnet__copy_text(ctx, out->name) : NULL;
+        if (!name || !clnet__grow(ctx, &list, ctx->node_count, sizeof *ctx->nodes)) {
+            clnet__free(ctx, name);
+            clnet__free(ctx, row);
+            return false;
+        }
+        *row = (clnet_profile_node){.name = name, .op = clnet__op_name(g->nodes[i]->op)};
+        memcpy(row->shape, out->shape, sizeof row->shape);
+        ctx->nodes = list;
+        ctx->nodes[ctx->node_count++] = g->nodes[i]->profile = row;
+    }
+    return true;
+}
+
 clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *d) {
     if (!g) {
         return CLNET_ERROR_ARGUMENT;
@@ -7624,6 +7674,9 @@ clnet_result clnet_graph_build(clnet_graph *g, const clnet_build_desc *d) {
     if (!g->built) {
         return clnet__fail(ctx, CLNET_ERROR_MEMORY, "out of memory: the graph needs %zu bytes",
                            p->total);
+    }
+    if (!clnet__open_profile(g)) {
+        return ctx->result;
     }
     return d && d->no_initial_weights ? CLNET_OK : clnet__initialise(g);
 }
@@ -7669,6 +7722,61 @@ static clnet_result clnet__check_batch_norm(clnet_graph *g) {
     return CLNET_OK;
 }
 
+// Bytes of the numbers of a tensor, without what lies between its pixels.
+static double clnet__own_bytes(const clnet_tensor *t) {
+    return t ? (double)clnet_tensor_count(t) * (t->integer ? sizeof(int32_t) : sizeof(clnet_real))
+             : 0;
+}
+
+// Bytes of the tensors that a pass of a node reads and writes, a sum that is added to as both.
+static double clnet__traffic(const clnet_node *node, bool backward) {
+    double bytes = clnet__own_bytes(node->out); // written, or its gradient read
+    if (backward && (clnet__reads_out(node) || (node->relu && node->summand))) {
+        bytes += clnet__own_bytes(node->out);
+    }
+    for (int i = 0; i < node->inputs; i++) {
+        const clnet_tensor *x = node->in[i];
+        const bool values = !backward || clnet__reads(node->op) & CLNET_READS(i);
+        bytes += (values + 2 * (backward && x && x->grad_memory)) * clnet__own_bytes(x);
+    }
+    for (size_t i = 0; i < sizeof node->saved / sizeof *node->saved; i++) {
+        bytes += clnet__own_bytes(node->saved[i]);
+    }
+    const bool sum = node->summand && node->summand->grad_memory;
+    return bytes + (backward ? 2 * sum : 1) * clnet__own_bytes(node->summand);
+}
+
+// The gradients by the data and by the weights are as much work each as the forward pass.
+static double clnet__pass_macs(const clnet_graph *g, const clnet_node *node, bool backward) {
+    const double macs = clnet_graph_node_macs(g, node->index);
+    const bool data = node->in[0]->grad_memory, weight = macs > 0 && node->in[1]->grad_memory;
+    return backward ? macs * (data + weight) : macs;
+}
+
+// Whether another node computes this one now: a convolution does in evaluation only.
+static bool clnet__absorbed(const clnet_graph *g, const clnet_node *node) {
+    return node->host && (node->host->op == CLNET_OP_BATCH_NORM || !g->training);
+}
+
+// One pass of a node, measured where a profile is wanted: a device then waits for each kernel.
+static clnet_result clnet__run_node(clnet_graph *g, clnet_node *node, bool backward) {
+    if (clnet__absorbed(g, node)) {
+        return g->ctx->result;
+    }
+    const double start = node->profile ? CLNET_CLOCK() : 0;
+    if (backward) {
+        g->ctx->backend.backward(g, node);
+    } else {
+        g->ctx->backend.forward(g, node);
+    }
+    if (node->profile) {
+        clnet__profile_add(backward ? &node->profile->backward : &node->profile->forward,
+                           CLNET_CLOCK() - start, clnet__pass_macs(g, node, backward),
+                           clnet__traffic(node, backward));
+    }
+    return g->ctx->result;
+}
+
 clnet_result clnet_graph_forward(clnet_graph *g) {
     if (clnet__ready(g) != CLNET_OK || (g->training && clnet__check_batch_norm(g) != CLNET_OK)) {
         return g ? g->ctx->result : CLNET_ERROR_ARGUMENT;
@@ -7677,7 +7785,7 @@ clnet_result clnet_graph_forward(clnet_graph *g) {
     g->fresh = true;
     g->overwritten = g->no_accumulation;
     for (int i = 0; i < g->node_count && g->ctx->result == CLNET_OK; i++) {
-        g->ctx->backend.forward(g, g->nodes[i]);
+        clnet__run_node(g, g->nodes[i], false);
     }
     return g->ctx->result;
 }
@@ -7703,7 +7811,7 @@ static void clnet__run_again(clnet_graph *g, int before) {
     g->again = true;
     for (int i = 0; i <= before && g->ctx->result == CLNET_OK; i++) {
         if (g->nodes[i]->again == before) {
-            g->ctx->backend.forward(g, g->nodes[i]);
+            clnet__run_node(g, g->nodes[i], false);
         }
     }
     g->again = false;
@@ -7727,7 +7835,7 @@ clnet_result clnet_graph_backward(clnet_graph *g) {
     for (int i = g->node_count - 1; i >= 0 && g->ctx->result == CLNET_OK; i--) {
         clnet__run_again(g, i);
         if (g->nodes[i]->backward && clnet__zero_inputs(g, g->nodes[i]) == CLNET_OK) {
-            g->ctx->backend.backward(g, g->nodes[i]);
+            clnet__run_node(g, g->nodes[i], true);
         }
     }
     return g->ctx->result;
@@ -7821,7 +7929,7 @@ const char *clnet_graph_first_nonfinite(clnet_graph *g) {
     clnet__move_buffers(g, statistics, false);
     for (int i = 0; i < g->node_count && !found && g->ctx->result == CLNET_OK; i++) {
         clnet_node *node = g->nodes[i];
-        g->ctx->backend.forward(g, node);
+        clnet__run_node(g, node, false);
         clnet_real *values = clnet__alloc(g->ctx, clnet_tensor_count(node->out) * sizeof *values);
         if (values && !clnet__all_finite(node->out, values)) {
             found = node->out->name;
@@ -8035,37 +8143,6 @@ static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass
     clnet__cpu_run(g, node, pass, CLNET__CUT_IMAGES_AND_CHANNELS);
 }
 
-// Bytes of the numbers of a tensor, without what lies between its pixels.
-static double clnet__own_bytes(const clnet_tensor *t) {
-    return t ? (double)clnet_tensor_count(t) * (t->integer ? sizeof(int32_t) : sizeof(clnet_real))
-             : 0;
-}
-
-// Bytes of the tensors that a pass of a node reads and writes, a sum that is added to as both.
-static double clnet__traffic(const clnet_node *node, bool backward) {
-    double bytes = clnet__own_bytes(node->out); // written, or its gradient read
-    if (backward && (clnet__reads_out(node) || (node->relu && node->summand))) {
-        bytes += clnet__own_bytes(node->out);
-    }
-    for (int i = 0; i < node->inputs; i++) {
-        const clnet_tensor *x = node->in[i];
-        const bool values = !backward || clnet__reads(node->op) & CLNET_READS(i);
-        bytes += (values + 2 * (backward && x && x->grad_memory)) * clnet__own_bytes(x);
-    }
-    for (size_t i = 0; i < sizeof node->saved / sizeof *node->saved; i++) {
-        bytes += clnet__own_bytes(node->saved[i]);
-    }
-    const bool sum = node->summand && node->summand->grad_memory;
-    return bytes + (backward ? 2 * sum : 1) * clnet__own_bytes(node->summand);
-}
-
-// The gradients by the data and by the weights are as much work each as the forward pass.
-static double clnet__pass_macs(const clnet_graph *g, const clnet_node *node, bool backward) {
-    const double macs = clnet_graph_node_macs(g, node->index);
-    const bool data = node->in[0]->grad_memory, weight = macs > 0 && node->in[1]->grad_memory;
-    return backward ? macs * (data + weight) : macs;
-}
-
 // One pass of a node, measured where a profile is wanted.
 static clnet_result clnet__cpu_pass(clnet_graph *g, clnet_node *node, bool backward) {
     const clnet__cpu_op *op = &clnet__cpu_ops[node->op];
@@ -8079,17 +8156,12 @@ static clnet_result clnet__cpu_pass(clnet_graph *g, clnet_node *node, bool backw
     return CLNET_OK;
 }
 
-// Whether another node computes this one now: a convolution does in evaluation only.
-static bool clnet__cpu_absorbed(const clnet_graph *g, const clnet_node *node) {
-    return node->host && (node->host->op == CLNET_OP_BATCH_NORM || !g->training);
-}
-
 static clnet_result clnet__cpu_forward(clnet_graph *g, clnet_node *node) {
-    return clnet__cpu_absorbed(g, node) ? CLNET_OK : clnet__cpu_pass(g, node, false);
+    return clnet__cpu_pass(g, node, false);
 }
 
 static clnet_result clnet__cpu_backward(clnet_graph *g, clnet_node *node) {
-    return clnet__cpu_absorbed(g, node) ? CLNET_OK : clnet__cpu_pass(g, node, true);
+    return clnet__cpu_pass(g, node, true);
 }
 
 // What is no pass of a node, measured from `start`, which is what CLNET_CLOCK() gave.
@@ -8380,6 +8452,11 @@ clnet_context *clnet_context_create(const clnet_context_desc *desc) {
 void clnet_context_destroy(clnet_context *ctx) {
     if (ctx) {
         ctx->backend.destroy(ctx);
+        for (int i = 0; i < ctx->node_count; i++) {
+            clnet__free(ctx, (void *)(uintptr_t)ctx->nodes[i]->name);
+            clnet__free(ctx, ctx->nodes[i]);
+        }
+        clnet__free(ctx, ctx->nodes);
         clnet__free(ctx, ctx);
     }
 }

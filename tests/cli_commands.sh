@@ -168,6 +168,8 @@ test_score() {
 test_predict() {
     works "predict --profile" predict "$images" --weights $both --profile --device cpu
     grep -q "^conv2d  *forward  *[1-9]" out && pass || fail "the profile lacks conv2d forward"
+    grep -q "^[^ ]*\.conv1  *conv2d  *1x[0-9x]*  *forward  *[1-9]" out && pass ||
+        fail "the profile lacks a node"
     works "predict" predict "$images" --weights $both --out pr
     is "a profile without being asked for" "$(grep -c profile out)" 0
     is "lines" "$(wc -l <out)" 6

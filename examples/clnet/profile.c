@@ -26,6 +26,35 @@ static void print_row(const clnet_profile_row *row, double all) {
     printf("\n");
 }
 
+// One pass of a node, unless it had no calls.
+static void print_pass(const clnet_profile_node *node, const clnet_profile_row *pass, double all) {
+    char shape[64];
+    if (pass->calls == 0) {
+        return;
+    }
+    snprintf(shape, sizeof shape, "%dx%dx%dx%d", node->shape[0], node->shape[1], node->shape[2],
+             node->shape[3]);
+    printf("%-36s %-18s %-18s %-9s %6llu %10.3f %6.1f %%", node->name, node->op, shape, pass->pass,
+           (unsigned long long)pass->calls, 1e3 * pass->total,
+           all > 0 ? 100 * pass->total / all : 0);
+    print_rate(2 * pass->macs, pass->total);
+    print_rate(pass->bytes, pass->total);
+    printf("\n");
+}
+
+// Node by node, in their order, with forward and backward of each.
+static void print_nodes(const clnet_context *ctx, double all) {
+    clnet_profile_node node;
+    for (int i = 0; clnet_profile_at(ctx, i, &node); i++) {
+        if (i == 0) {
+            printf("\n%-36s %-18s %-18s %-9s %6s %10s %8s %9s %9s\n", "node", "operation",
+                   "shape (N,C,H,W)", "pass", "calls", "total ms", "share", "GFLOP/s", "GB/s");
+        }
+        print_pass(&node, &node.forward, all);
+        print_pass(&node, &node.backward, all);
+    }
+}
+
 void profile_print(const clnet_context *ctx) {
     int count = 0;
     double all = 0;
@@ -45,6 +74,7 @@ void profile_print(const clnet_context *ctx) {
         for (int i = 0; i < count; i++) {
             print_row(&rows[i], all);
         }
+        print_nodes(ctx, all);
     }
     free(rows);
 }

@@ -4,7 +4,8 @@
 
 #include "clnet.h"
 
-// Prints the context's profile, the longest row first; nothing where none was asked for.
+// Prints the context's profile, the longest row first, then node by node in their order; nothing where
+// none was asked for.
 void profile_print(const clnet_context *ctx);
 
 #endif
