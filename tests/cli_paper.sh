@@ -64,8 +64,9 @@ for pause in 0.2 0.5 1 0.7; do
     kill -INT $pid 2>/dev/null
     wait $pid
     status=$?
-    check "stopped after $pause s (status $status)" sh -c "[ $status = 130 ] || [ $status = 0 ]"
-    [ $status = 0 ] || check "says how to go on" grep -q "clnet paper --out stopped" err
+    # A fast machine is done before the signal; one that was stopped says how to go on.
+    check "stopped after $pause s (status $status)" sh -c \
+        "[ $status = 0 ] || { [ $status = 130 ] && grep -q 'clnet paper --out stopped' err; }"
 done
 "$clnet" paper data $long --out stopped >/dev/null 2>&1
 check "to the end" test $? = 0
