@@ -7126,8 +7126,7 @@ static bool clnet__cheap(const clnet_graph *g, const clnet_tensor *owner) {
     for (int i = 0; i < g->tensor_count && cheap; i++) {
         clnet_tensor *t = g->tensors[i];
         cheap = clnet__owner(t) != owner ||
-                (t->role == CLNET_ROLE_ACTIVATION && !t->keep && t != g->loss &&
-                 clnet__reads(t->producer->op) & CLNET_AGAIN);
+                (!t->keep && clnet__reads(t->producer->op) & CLNET_AGAIN);
     }
     return cheap;
 }

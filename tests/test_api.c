@@ -492,9 +492,12 @@ static folded folded_layers(clnet_context *ctx, int batch, bool keep_all) {
     clnet_tensor *e = clnet_relu(g, folded_conv(g, joined, 3, 1, "e"));
     clnet_tensor *kept = clnet_tensor_keep(folded_conv(g, e, 1, 1, "kept"));
     clnet_tensor *twice = small_conv(g, clnet_relu(g, kept), 8, "twice");
+    clnet_tensor *pooled = clnet_avg_pool2d(
+        g, twice, &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {1, 1}, .padding = {1, 1}});
     f.out[0] = kept;
     f.out[1] = clnet_tensor_keep(joined);
-    f.out[2] = clnet_add(g, twice, small_norm(g, twice, "twice.norm"));
+    f.out[2] =
+        clnet_add(g, small_norm(g, pooled, "pooled.norm"), small_norm(g, twice, "twice.norm"));
     clnet_graph_build(g, &(clnet_build_desc){.keep_all = keep_all, .seed = 3});
     for (int i = 0; i < clnet_graph_weights(g); i++) { // statistics and weights of batch norm
         clnet_tensor *w = clnet_graph_weight(g, i);
@@ -1181,6 +1184,14 @@ static void check_same_models(const clnet_model *a, const clnet_model *b, const 
           a->desc.name, what, different_weights(a->graph, b->graph, true));
 }
 
+// Gradients of one more batch. Zeroing them between forward and backward takes nothing away that
+// backward reads.
+static void model_gradients(clnet_model *m) {
+    clnet_graph_forward(m->graph);
+    clnet_graph_zero_grad(m->graph);
+    clnet_graph_backward(m->graph);
+}
+
 // What backward computes again has the bits of what is kept, and gradients of weights that share the
 // activations' memory those of gradients that do not: after three steps of networks that have all that
 // there is, on the fast path and on the plain loops, in one piece of memory and in several.
@@ -1225,6 +1236,11 @@ static void test_less_memory(void) {
         CHECK(m->plan.total < all->plan.total && sharing->plan.total < m->plan.total,
               "%s: %zu bytes, %zu and %zu", cases[i].name, all->plan.total, m->plan.total,
               sharing->plan.total);
+        if (m && sharing && all) {
+            model_gradients(m);
+            model_gradients(sharing);
+            model_gradients(all);
+        }
         check_same_models(m, all, "again");
         check_same_models(sharing, all, "no accumulation");
         clnet_model_destroy(sharing);
@@ -1279,11 +1295,76 @@ static void test_no_accumulation(void) {
     clnet_context_clear(ctx);
     CHECK(clnet_train_update(adam, 1e-3) == CLNET_ERROR_ARGUMENT, "an update likewise");
     clnet_context_clear(ctx);
+    clnet_real *image = values_of(x, false);
+    const clnet_real pixel = image[0];
+    image[0] = INFINITY;
+    clnet_tensor_set(x, image, CLNET_ORDER_TORCH);
+    clnet_graph_forward(g);
+    CHECK(clnet_train_update(adam, 1e-3) == CLNET_ERROR_ARGUMENT,
+          "what lies where gradients were is taken for one that is not finite");
+    clnet_context_clear(ctx);
+    image[0] = pixel;
+    clnet_tensor_set(x, image, CLNET_ORDER_TORCH);
+    free(image);
+    clnet_graph_forward(g);
+    clnet_graph_backward(g);
+    CHECK(clnet_graph_first_nonfinite(g) == NULL && clnet_context_result(ctx) == CLNET_OK &&
+              clnet_tensor_get_grad(reached, first, CLNET_ORDER_TORCH) == CLNET_ERROR_ARGUMENT,
+          "looking for what is not finite is a forward too");
+    clnet_context_clear(ctx);
+    clnet_graph_forward(g);
     CHECK(clnet_graph_backward(g) == CLNET_OK && clnet_train_update(adam, 1e-3) == CLNET_OK, "%s",
           clnet_error(ctx));
     free(first);
     clnet_graph_destroy(g);
     clnet_context_destroy(ctx);
+}
+
+// Of a convolution, batch norm and ReLU one tensor is kept for backward, the convolution's output.
+static void test_again_memory(void) {
+    enum { BLOCKS = 12, TENSOR = 2 * 16 * 24 * 24 };
+    clnet_context *ctx = clnet_context_create(NULL);
+    clnet_graph *g = clnet_graph_create(ctx);
+    clnet_tensor *x = clnet_input(g, "image", 2, 16, 24, 24);
+    for (int i = 0; i < BLOCKS; i++) {
+        char name[2][16];
+        snprintf(name[0], sizeof name[0], "conv%d", i);
+        snprintf(name[1], sizeof name[1], "norm%d", i);
+        x = clnet_relu(g, small_norm(g, small_conv(g, x, 16, name[0]), name[1]));
+    }
+    clnet_tensor *label = clnet_input_labels(g, "label", 2);
+    clnet_tensor *loss =
+        clnet_focal_loss(g, clnet_global_avg_pool(g, x), label, &(clnet_focal_loss_desc){0});
+    clnet_memory_plan plan = {0};
+    clnet_graph_plan(g, &(clnet_build_desc){.loss = loss}, &plan);
+    // Beside the convolutions' outputs: the image, what is computed again, two gradients, small ones.
+    const size_t most = (BLOCKS + 5) * TENSOR * sizeof(clnet_real);
+    CHECK(plan.activations > 0 && plan.activations <= most, "%zu bytes, expected at most %zu: %s",
+          plan.activations, most, clnet_error(ctx));
+    clnet_graph_destroy(g);
+    clnet_context_destroy(ctx);
+}
+
+// What lies with a convolution's output in one concatenation, and what is kept anyway, is not computed
+// again.
+static void test_again_costs(void) {
+    for (int keep = 0; keep < 2; keep++) {
+        clnet_context *ctx = clnet_context_create(NULL);
+        clnet_graph *g = clnet_graph_create(ctx);
+        clnet_tensor *x = clnet_input(g, "image", 2, 3, 9, 8);
+        clnet_tensor *costly = small_conv(g, x, 4, "costly");
+        clnet_tensor *cheap = clnet_relu(g, small_norm(g, small_conv(g, x, 4, "conv"), "norm"));
+        clnet_tensor *read =
+            keep ? clnet_tensor_keep(cheap) : clnet_concat(g, (clnet_tensor *[]){costly, cheap}, 2);
+        clnet_tensor *y = clnet_global_avg_pool(g, small_conv(g, read, 3, "last"));
+        clnet_tensor *label = clnet_input_labels(g, "label", 2);
+        clnet_tensor *loss = clnet_focal_loss(g, y, label, &(clnet_focal_loss_desc){0});
+        clnet_graph_build(g, &(clnet_build_desc){.loss = loss});
+        CHECK(nodes_again(g) == 0 && clnet_context_result(ctx) == CLNET_OK, "keep %d: %d nodes: %s",
+              keep, nodes_again(g), clnet_error(ctx));
+        clnet_graph_destroy(g);
+        clnet_context_destroy(ctx);
+    }
 }
 
 static void test_two_contexts_in_two_threads(void) {
@@ -1688,6 +1769,8 @@ int main(void) {
     test_single_image();
     test_less_memory();
     test_no_accumulation();
+    test_again_memory();
+    test_again_costs();
     test_two_contexts_in_two_threads();
     test_save_and_load();
     test_resume();
