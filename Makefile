@@ -30,7 +30,7 @@ LIBS = -lm -lpthread -ldl
 PROGRAM = $(patsubst examples/clnet/%.c,$(B)/rooms/%.o,$(wildcard examples/clnet/*.c))
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/0*.c))
 UNITS = $(B)/test_api $(B)/test_networks $(B)/test_networks_double $(B)/test_pretrained \
-        $(B)/test_files $(B)/test_pth $(B)/test_metrics $(B)/test_scores $(B)/test_image \
+        $(B)/test_files $(B)/test_files_double $(B)/test_pth $(B)/test_pth_double $(B)/test_metrics $(B)/test_scores $(B)/test_image \
         $(B)/test_dataset $(B)/test_picture $(B)/test_evaluation \
         $(B)/test_header_static $(B)/test_header_cxx
 
@@ -117,6 +117,10 @@ $(B)/test_header_static: tests/test_header_a.c tests/test_header_b.c clnet.h $(B
 $(B)/test_header_cxx: tests/test_header_cxx.cpp $(B)/clnet_implementation.o $(B)/kernels.o
 	$(CXX) -std=c++11 -Wall -Wextra -Wshadow $(if $(SAN),$(SANITIZERS)) $(OPENMP) -I. -Itests -c $< -o $@.o
 	$(CC) $(CFLAGS) $@.o $(B)/clnet_implementation.o $(B)/kernels.o -o $@ $(LIBS)
+
+# These have a library of their own; in double it also reads F64.
+$(B)/test_files_double $(B)/test_pth_double: $(B)/%_double: tests/%.c tests/test.h tests/test_disk.h clnet.h $(B)/flags
+	$(CC) $(CFLAGS) -DCLNET_REAL=double $< -o $@ $(LIBS)
 
 $(B)/test_cl: clnet_cl.h
 $(B)/test_files $(B)/test_pth: tests/test_disk.h

@@ -1056,6 +1056,82 @@ static void test_limits(void) {
     check_bounds("100,000 entries", false);
 }
 
+// Large entries, and names, one more than is allowed.
+static void test_caps(void) {
+    enum { LARGE = CLNET_FILE_MAX_HEADER + 1, PAIRS = CLNET_FILE_MAX_TENSORS + 1 };
+    char *zeros = calloc(LARGE, 1);
+    bytes good = {0}, values = {0}, older = {0};
+    put_entries(&(entry){.name = "a/data.pkl", .data = zeros, .n = LARGE}, 1, true);
+    check_refused("a pickle", CLNET_ERROR_LIMIT, "bytes of pickle: 16777217, expected 16777216");
+
+    assemble(&good, GOOD);
+    entry entries[] = {{.name = "a/data.pkl", .data = good.data, .n = good.n},
+                       {.name = "a/data/0", .data = numbers, .n = 24},
+                       {.name = "a/clnet.metadata", .data = zeros, .n = LARGE}};
+    put_entries(entries, 3, true);
+    check_refused("metadata", CLNET_ERROR_LIMIT, "bytes of metadata: 16777217, expected 16777216");
+    entries[2].n = (size_t)2 * PAIRS; // empty keys and values
+    put_entries(entries, 3, true);
+    check_refused("pairs", CLNET_ERROR_LIMIT, "pairs: 65537, expected 65536");
+
+    assemble(&values, "80 02");
+    for (int i = 0; i <= CLNET_PICKLE_MAX_VALUES; i++) {
+        add(&values, "N", 1);
+    }
+    assemble(&values, ".");
+    entries[0] = (entry){.name = "a/data.pkl", .data = values.data, .n = values.n};
+    entries[2].n = LARGE; // so much file that memory is no limit
+    put_entries(entries, 3, true);
+    check_refused("values", CLNET_ERROR_LIMIT, "more values than the 1048576 accepted");
+
+    assemble(&older, OLDER_START "80 02 } X=w c=torch._utils,_rebuild_tensor_v2 ( ( X=storage "
+                                 "c=torch,FloatStorage");
+    memset(zeros, 'k', CLNET_FILE_MAX_NAME + 1);
+    add_number(&older, 'X', 1);
+    add_number(&older, CLNET_FILE_MAX_NAME + 1, 4);
+    add(&older, zeros, CLNET_FILE_MAX_NAME + 1);
+    assemble(&older, "X=cpu K=6 N t Q K=0 ( K=2 K=3 t ( K=3 K=1 t 89 c=collections,OrderedDict ) R "
+                     "t R s . ");
+    disk_put(PATH, older.data, older.n);
+    check_refused("a key", CLNET_ERROR_LIMIT, "a key of 513 bytes, expected at most 512");
+    free(older.data);
+    free(values.data);
+    free(good.data);
+    free(zeros);
+}
+
+// Numbers of 8 bytes come as they are in the file; as numbers of the library where those have 8 too.
+static void test_double_storage(void) {
+    static const double wide[] = {1.0 / 3, -0.0, 1e300};
+    unsigned char kept[sizeof numbers];
+    memcpy(kept, numbers, sizeof numbers);
+    memcpy(numbers, wide, sizeof wide);
+    for (int older = 0; older < 2; older++) {
+        if (older) {
+            put_older(OLDER("X=w " V2("( X=storage c=torch,DoubleStorage X=0 X=cpu K=3 N t Q ", "0",
+                                      "K=3 ", "K=1 ")),
+                      3, 24);
+        } else {
+            put_program(W(V2(STORAGE("torch,DoubleStorage", "0", "3"), "0", "K=3 ", "K=1 ")));
+        }
+        clnet_context *ctx = disk_context();
+        clnet_tensor_file *f = clnet_tensor_file_open(ctx, PATH);
+        clnet_file_tensor t = {0};
+        double raw[3];
+        clnet_real values[3];
+        CHECK(clnet_tensor_file_find(f, "w", &t) && t.dtype == CLNET_F64 && t.bytes == 24 &&
+                  clnet_tensor_file_read(f, &t, raw) == CLNET_OK && !memcmp(raw, wide, 24),
+              "older %d: %s", older, clnet_error(ctx));
+        const bool same = clnet_tensor_file_read_real(f, &t, values) == CLNET_OK &&
+                          memcmp(values, wide, sizeof values) == 0;
+        CHECK(sizeof(clnet_real) == 8 ? same : clnet_context_result(ctx) == CLNET_ERROR_DTYPE,
+              "older %d: %g %g: %s", older, (double)values[0], (double)values[2], clnet_error(ctx));
+        clnet_tensor_file_close(f);
+        clnet_context_destroy(ctx);
+    }
+    memcpy(numbers, kept, sizeof numbers);
+}
+
 // >>failures
 
 // Every call of the disk, and every allocation, fails once while a file is opened and read.
@@ -1286,6 +1362,8 @@ int main(int argc, char **argv) {
     test_older();
     test_mutations();
     test_limits();
+    test_caps();
+    test_double_storage();
     test_failures();
     test_written();
     test_not_written();
