@@ -466,6 +466,18 @@ CLNET_API clnet_tensor *clnet_upsample_bilinear(clnet_graph *g, clnet_tensor *x,
 // Channels of all inputs behind each other, in the order given: N, H and W agree. torch.cat(dim=1).
 CLNET_API clnet_tensor *clnet_concat(clnet_graph *g, clnet_tensor *const *x, int count);
 
+// y = 1 x 1 convolution of a and b behind each other, whichever has fewer pixels first brought to the
+// height and width of the other, as clnet_upsample_bilinear does without corners: what clnet_concat and
+// clnet_conv2d give in exact arithmetic, for fewer products and less memory. a (N,A,H,W) and b (N,B,..)
+// of any sizes -> (N,OC,H,W) of the larger. Weights NAME.weight (OC, A+B, 1, 1) and NAME.bias (OC).
+typedef struct clnet_conv2d_joined_desc {
+    int out_channels; // required
+    bool no_bias;
+    const char *name; // required
+} clnet_conv2d_joined_desc;
+CLNET_API clnet_tensor *clnet_conv2d_joined(clnet_graph *g, clnet_tensor *a, clnet_tensor *b,
+                                            const clnet_conv2d_joined_desc *d);
+
 // y = a + b, same shapes.
 CLNET_API clnet_tensor *clnet_add(clnet_graph *g, clnet_tensor *a, clnet_tensor *b);
 
@@ -1152,6 +1164,7 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
     X(GLOBAL_AVG_POOL, global_avg_pool, IMAGES_AND_CHANNELS, 0)                                    \
     X(UPSAMPLE_BILINEAR, upsample_bilinear, WHOLE, CLNET_AGAIN)                                    \
     X(CONCAT, concat, IMAGES, CLNET_AGAIN)                                                         \
+    X(CONV2D_JOINED, conv2d_joined, WHOLE, CLNET_READS(0) | CLNET_READS(1) | CLNET_READS(2))       \
     X(ADD, add, IMAGES_AND_CHANNELS, CLNET_AGAIN)                                                  \
     X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS,                                         \
       CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)                                               \
@@ -2533,6 +2546,21 @@ static void clnet__conv2d_fast_forward(const clnet__cpu *cpu, float *y, const fl
     p.source = x;
     p.w = w;
     p.bias = b;
+    p.epilogue = e;
+    clnet__conv2d_product_run(cpu, &p);
+}
+
+// Added to y, directly.
+static void clnet__conv2d_fast_add(const clnet__cpu *cpu, float *y, const float *x, const float *w,
+                                   const clnet_conv2d_sizes *s, const clnet__epilogue *e,
+                                   void *workspace) {
+    const clnet__conv2d_shared shared = clnet__conv2d_share(s, workspace);
+    clnet__conv2d_product p = clnet__conv2d_product_forward(cpu, s, &shared);
+    clnet__conv2d_list_taps(s, shared.tap);
+    p.y = y;
+    p.source = x;
+    p.w = w;
+    p.add = true;
     p.epilogue = e;
     clnet__conv2d_product_run(cpu, &p);
 }
@@ -4200,35 +4228,40 @@ static clnet_conv2d_sizes clnet__conv2d_sizes(const clnet_node *node) {
 }
 
 #ifdef CLNET__FAST
-// What batch norm does in evaluation to each channel, from its weights and running statistics as they
-// are now; its factor is kept where the plan keeps invstd.
-static clnet__epilogue clnet__conv2d_epilogue(const clnet_node *node) {
+// *e: what batch norm does in evaluation to each channel, from its weights and running statistics as
+// they are now, with its factor kept where the plan keeps invstd; and what follows. NULL: nothing does.
+static const clnet__epilogue *clnet__conv2d_epilogue(const clnet_graph *g, const clnet_node *node,
+                                                     clnet__epilogue *e) {
     const clnet_node *norm = node->batch_norm;
+    if (!norm || clnet__training(g)) {
+        return NULL;
+    }
     const float *weight = clnet__value(norm->in[1]), *var = clnet__value(norm->in[4]);
     float *factor = clnet__value(norm->saved[1]);
     for (int c = 0; c < node->out->shape[1]; c++) {
         const double scale = 1 / sqrt((double)var[c] + norm->desc.batch_norm.eps);
         factor[c] = (float)((double)weight[c] * scale);
     }
-    return (clnet__epilogue){.mean = clnet__value(norm->in[3]),
-                             .factor = factor,
-                             .shift = clnet__value(norm->in[2]),
-                             .summand = clnet__value(node->summand),
-                             .summand_stride = node->summand ? node->summand->stride : 0,
-                             .least = node->relu ? 0 : -INFINITY};
+    *e = (clnet__epilogue){.mean = clnet__value(norm->in[3]),
+                           .factor = factor,
+                           .shift = clnet__value(norm->in[2]),
+                           .summand = clnet__value(node->summand),
+                           .summand_stride = node->summand ? node->summand->stride : 0,
+                           .least = node->relu ? 0 : -INFINITY};
+    return e;
 }
 #endif
 
+// The forward pass of a node, with what follows it where the plan says so.
 static void clnet__convolve_forward(clnet_graph *g, clnet_node *node, const clnet_conv2d_sizes *s) {
     clnet_real *y = clnet__value(node->out);
     const clnet_real *x = clnet__value(node->in[0]), *w = clnet__value(node->in[1]);
     const clnet_real *b = clnet__value(node->in[2]);
 #ifdef CLNET__FAST
     if (!clnet__cpu_of(g)->reference) {
-        const bool more = node->batch_norm && !clnet__training(g);
-        const clnet__epilogue e = more ? clnet__conv2d_epilogue(node) : (clnet__epilogue){0};
-        clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s, more ? &e : NULL,
-                                   clnet__workspace(g));
+        clnet__epilogue e;
+        clnet__conv2d_fast_forward(clnet__cpu_of(g), y, x, w, b, s,
+                                   clnet__conv2d_epilogue(g, node, &e), clnet__workspace(g));
         return;
     }
 #endif
@@ -4236,20 +4269,18 @@ static void clnet__convolve_forward(clnet_graph *g, clnet_node *node, const clne
     clnet_ref_conv2d_forward(y, x, w, b, s);
 }
 
-static void clnet__convolve_backward(clnet_graph *g, clnet_node *node,
-                                     const clnet_conv2d_sizes *s) {
-    const clnet_real *dy = clnet__grad(node->out), *x = clnet__value(node->in[0]);
-    const clnet_real *w = clnet__value(node->in[1]);
-    clnet_real *dx = clnet__grad(node->in[0]), *dw = clnet__grad(node->in[1]);
-    clnet_real *db = clnet__grad(node->in[2]);
+// Adds to each of dx, dw and db that is not NULL.
+static void clnet__convolve_back(clnet_graph *g, clnet_real *dx, clnet_real *dw, clnet_real *db,
+                                 const clnet_real *dy, const clnet_real *x, const clnet_real *w,
+                                 const clnet_conv2d_sizes *s, void *workspace) {
 #ifdef CLNET__FAST
     const clnet__cpu *cpu = clnet__cpu_of(g);
     if (!cpu->reference) {
         if (dx) {
-            clnet__conv2d_fast_backward_data(cpu, dx, dy, w, s, clnet__workspace(g));
+            clnet__conv2d_fast_backward_data(cpu, dx, dy, w, s, workspace);
         }
         if (dw) {
-            clnet__conv2d_fast_backward_weight(cpu, dw, dy, x, s, clnet__workspace(g));
+            clnet__conv2d_fast_backward_weight(cpu, dw, dy, x, s, workspace);
         }
         if (db) {
             clnet__conv2d_fast_backward_bias(cpu, db, dy, s);
@@ -4257,8 +4288,16 @@ static void clnet__convolve_backward(clnet_graph *g, clnet_node *node,
         return;
     }
 #endif
-    (void)g;
+    (void)g, (void)workspace;
     clnet_ref_conv2d_backward(dx, dw, db, dy, x, w, s);
+}
+
+static void clnet__convolve_backward(clnet_graph *g, clnet_node *node,
+                                     const clnet_conv2d_sizes *s) {
+    clnet__convolve_back(g, clnet__grad(node->in[0]), clnet__grad(node->in[1]),
+                         clnet__grad(node->in[2]), clnet__grad(node->out),
+                         clnet__value(node->in[0]), clnet__value(node->in[1]), s,
+                         clnet__workspace(g));
 }
 
 static void clnet__conv2d_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
@@ -5623,19 +5662,22 @@ static size_t clnet__upsample_workspace(const clnet_node *node, int threads) {
     return (size_t)threads * (size_t)y->shape[3] * (size_t)y->shape[1] * sizeof(clnet_real);
 }
 
+static void clnet__upsample_back(const clnet__cpu *cpu, clnet_real *dx, const clnet_real *dy,
+                                 const clnet_upsample_sizes *s, void *workspace) {
+    if (cpu->reference || s->OH / CLNET__UPSAMPLE_RATIO > s->H ||
+        s->OW / CLNET__UPSAMPLE_RATIO > s->W) {
+        clnet_ref_upsample_bilinear_backward(dx, dy, s);
+        return;
+    }
+    clnet__upsample_job job = {*s, dx, dy, workspace};
+    clnet__parallel(cpu, clnet__volume(1, s->N, s->H), clnet__upsample_task, &job);
+}
+
 static void clnet__upsample_bilinear_backward(clnet_graph *g, clnet_node *node,
                                               const clnet__piece *p) {
     const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
-    const clnet__cpu *cpu = clnet__cpu_of(g);
-    clnet_real *dx = clnet__grad(node->in[0]);
-    const clnet_real *dy = clnet__grad(node->out);
-    if (cpu->reference || s.OH / CLNET__UPSAMPLE_RATIO > s.H ||
-        s.OW / CLNET__UPSAMPLE_RATIO > s.W) {
-        clnet_ref_upsample_bilinear_backward(dx, dy, &s);
-        return;
-    }
-    clnet__upsample_job job = {s, dx, dy, clnet__workspace(g)};
-    clnet__parallel(cpu, clnet__volume(1, s.N, s.H), clnet__upsample_task, &job);
+    clnet__upsample_back(clnet__cpu_of(g), clnet__grad(node->in[0]), clnet__grad(node->out), &s,
+                         clnet__workspace(g));
 }
 
 clnet_tensor *clnet_upsample_bilinear(clnet_graph *g, clnet_tensor *x, int h, int w,
@@ -5730,6 +5772,183 @@ clnet_tensor *clnet_concat(clnet_graph *g, clnet_tensor *const *x, int count) {
     }
     clnet_node *node = clnet__node(g, CLNET_OP_CONCAT, x, count);
     return node ? clnet__output(node, x[0]->shape[0], channels, x[0]->shape[2], x[0]->shape[3])
+                : NULL;
+}
+
+// >>conv2d_joined
+// y = b + W [U(a), b] with the smaller map brought to the larger one's size by U, bilinear upsampling.
+// U treats all channels alike and its weights sum to 1, so that it may come behind the product: with c
+// the coarse and f the fine map and their parts of W,
+//
+//     y = U(b + Wc c) + Wf f
+//
+// sums fewer products, upsamples OC channels, and stores neither U(c) nor the concatenation. backward:
+// with t = U' dy on the coarse map, dc += Wc' t, dWc += t c', df += Wf' dy, dWf += dy f', db += sum of
+// dy. The weights lie as (A+B, OC), so that each part is in one piece. The coarse sums, and then t, are
+// the beginning of the workspace.
+
+typedef struct clnet__joined {
+    clnet_tensor *fine, *coarse;
+    size_t fine_weights, coarse_weights; // where their parts of the weights begin
+    clnet_conv2d_sizes fine_sizes, coarse_sizes;
+    size_t sums; // bytes of the coarse sums in the workspace
+} clnet__joined;
+
+// The 1 x 1 convolution of one of the maps.
+static clnet_conv2d_sizes clnet__joined_sizes(const clnet_tensor *x, int OC, size_t y_stride) {
+    return (clnet_conv2d_sizes){.N = x->shape[0],
+                                .C = x->shape[1],
+                                .H = x->shape[2],
+                                .W = x->shape[3],
+                                .OC = OC,
+                                .OH = x->shape[2],
+                                .OW = x->shape[3],
+                                .KH = 1,
+                                .KW = 1,
+                                .stride = {1, 1},
+                                .dilation = {1, 1},
+                                .groups = 1,
+                                .x_stride = x->stride,
+                                .y_stride = y_stride};
+}
+
+static clnet__joined clnet__joined_of(const clnet_node *node) {
+    const int OC = node->out->shape[1], coarse = node->in[1]->shape[2] != node->out->shape[2] ||
+                                                 node->in[1]->shape[3] != node->out->shape[3];
+    const size_t second = (size_t)node->in[0]->shape[1] * (size_t)OC;
+    clnet__joined j = {.fine = node->in[1 - coarse],
+                       .coarse = node->in[coarse],
+                       .fine_weights = coarse ? 0 : second,
+                       .coarse_weights = coarse ? second : 0};
+    j.fine_sizes = clnet__joined_sizes(j.fine, OC, node->out->stride);
+    j.coarse_sizes = clnet__joined_sizes(j.coarse, OC, (size_t)OC);
+    j.sums = clnet__round_up(
+        (size_t)j.coarse->shape[0] * clnet__pixels(j.coarse) * (size_t)OC * sizeof(clnet_real), 64);
+    return j;
+}
+
+// Of channels [c0, c1).
+static clnet_upsample_sizes clnet__joined_upsampling(const clnet_node *node, const clnet__joined *j,
+                                                     int c0, int c1) {
+    return (clnet_upsample_sizes){.N = j->coarse->shape[0],
+                                  .C = c1 - c0,
+                                  .H = j->coarse->shape[2],
+                                  .W = j->coarse->shape[3],
+                                  .OH = node->out->shape[2],
+                                  .OW = node->out->shape[3],
+                                  .x_stride = j->coarse_sizes.y_stride,
+                                  .y_stride = node->out->stride};
+}
+
+// A piece of y = U(sums).
+static void clnet__joined_up(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    const clnet__joined j = clnet__joined_of(node);
+    clnet_upsample_sizes s = clnet__joined_upsampling(node, &j, p->c0, p->c1);
+    const size_t first = (size_t)p->n0 * clnet__pixels(j.coarse) * s.x_stride + (size_t)p->c0;
+    s.N = p->n1 - p->n0;
+    clnet_ref_upsample_bilinear_forward(clnet__value(node->out) +
+                                            clnet__at(node->out, p->n0, p->c0),
+                                        (const clnet_real *)clnet__workspace(g) + first, &s);
+}
+
+static void clnet__conv2d_joined_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet__joined j = clnet__joined_of(node);
+    clnet_real *sums = clnet__workspace(g), *y = clnet__value(node->out);
+    void *rest = (char *)clnet__workspace(g) + j.sums;
+    const clnet_real *c = clnet__value(j.coarse), *f = clnet__value(j.fine);
+    const clnet_real *wc = clnet__value(node->in[2]) + j.coarse_weights;
+    const clnet_real *wf = clnet__value(node->in[2]) + j.fine_weights;
+    const clnet_real *b = clnet__value(node->in[3]);
+#ifdef CLNET__FAST
+    const clnet__cpu *cpu = clnet__cpu_of(g);
+    if (!cpu->reference) {
+        clnet__epilogue e;
+        clnet__conv2d_fast_forward(cpu, sums, c, wc, b, &j.coarse_sizes, NULL, rest);
+        clnet__in_pieces(g, node, clnet__joined_up);
+        clnet__conv2d_fast_add(cpu, y, f, wf, &j.fine_sizes, clnet__conv2d_epilogue(g, node, &e),
+                               rest);
+        return;
+    }
+#endif
+    const clnet_sizes whole = {.N = node->out->shape[0],
+                               .C = node->out->shape[1],
+                               .H = node->out->shape[2],
+                               .W = node->out->shape[3],
+                               .x_stride = node->out->stride,
+                               .y_stride = node->out->stride};
+    clnet_ref_conv2d_forward(sums, c, wc, b, &j.coarse_sizes);
+    clnet_ref_conv2d_forward(rest, f, wf, NULL, &j.fine_sizes);
+    clnet__in_pieces(g, node, clnet__joined_up);
+    clnet_ref_copy(y, rest, true, &whole);
+}
+
+static void clnet__conv2d_joined_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet__joined j = clnet__joined_of(node);
+    clnet_real *t = clnet__workspace(g), *dw = clnet__grad(node->in[2]);
+    void *rest = (char *)clnet__workspace(g) + j.sums;
+    const clnet_real *w = clnet__value(node->in[2]), *dy = clnet__grad(node->out);
+    const clnet_upsample_sizes s = clnet__joined_upsampling(node, &j, 0, node->out->shape[1]);
+    memset(t, 0, j.sums);
+    clnet__upsample_back(clnet__cpu_of(g), t, dy, &s, rest);
+    clnet__convolve_back(g, clnet__grad(j.coarse), dw ? dw + j.coarse_weights : NULL, NULL, t,
+                         clnet__value(j.coarse), w + j.coarse_weights, &j.coarse_sizes, rest);
+    clnet__convolve_back(g, clnet__grad(j.fine), dw ? dw + j.fine_weights : NULL,
+                         clnet__grad(node->in[3]), dy, clnet__value(j.fine), w + j.fine_weights,
+                         &j.fine_sizes, rest);
+}
+
+static size_t clnet__larger(size_t a, size_t b) { return a > b ? a : b; }
+
+// Bytes: the coarse sums; then what upsampling or a convolution needs, or the fine sums.
+static size_t clnet__joined_workspace(const clnet_context *ctx, const clnet_node *node) {
+    const clnet__joined j = clnet__joined_of(node);
+    const size_t pixels = (size_t)node->out->shape[0] * clnet__pixels(node->out);
+#ifdef CLNET__FAST
+    if (!ctx->cpu.reference) {
+        const size_t fine = clnet__conv2d_fast_workspace(&ctx->cpu, &j.fine_sizes);
+        const size_t coarse = clnet__conv2d_fast_workspace(&ctx->cpu, &j.coarse_sizes);
+        return j.sums + clnet__larger(clnet__larger(fine, coarse),
+                                      clnet__upsample_workspace(node, ctx->cpu.threads));
+    }
+#endif
+    return j.sums + clnet__larger(pixels * node->out->stride * sizeof(clnet_real),
+                                  clnet__upsample_workspace(node, ctx->cpu.threads));
+}
+
+clnet_tensor *clnet_conv2d_joined(clnet_graph *g, clnet_tensor *a, clnet_tensor *b,
+                                  const clnet_conv2d_joined_desc *d) {
+    clnet_tensor *const both[2] = {a, b};
+    if (!clnet__valid(both, 2)) {
+        return NULL;
+    }
+    if (a->shape[0] != b->shape[0] || d->out_channels < 1 || !d->name) {
+        return clnet__refuse(
+            a,
+            "conv2d_joined %s: needs a name, out_channels of at least 1 (found %d) "
+            "and as many images twice (found %d and %d)",
+            d->name ? d->name : "", d->out_channels, a->shape[0], b->shape[0]);
+    }
+    if (a->shape[2] == b->shape[2] && a->shape[3] == b->shape[3]) {
+        return clnet_conv2d(g, clnet_concat(g, both, 2),
+                            &(clnet_conv2d_desc){.out_channels = d->out_channels,
+                                                 .kernel_size = {1, 1},
+                                                 .no_bias = d->no_bias,
+                                                 .name = d->name});
+    }
+    const clnet_tensor *fine = clnet__pixels(a) >= clnet__pixels(b) ? a : b;
+    const int shape[4] = {d->out_channels, a->shape[1] + b->shape[1], 1, 1};
+    const double std = sqrt(2.0 / shape[0]); // as clnet_conv2d
+    clnet_tensor *in[4] = {
+        a, b, clnet__weight(g, d->name, "weight", 4, shape, CLNET_INITIAL_NORMAL, std), NULL};
+    if (!d->no_bias) {
+        in[3] = clnet__weight(g, d->name, "bias", 1, shape, CLNET_INITIAL_CONSTANT, 0);
+    }
+    clnet_node *node = clnet__node(g, CLNET_OP_CONV2D_JOINED, in, 4);
+    return node ? clnet_tensor_rename(clnet__output(node, a->shape[0], d->out_channels,
+                                                    fine->shape[2], fine->shape[3]),
+                                      d->name)
                 : NULL;
 }
 
@@ -7005,7 +7224,8 @@ static void clnet__plan_epilogues(clnet_graph *g, const clnet_build_desc *d) {
     for (int i = 0; g->ctx->backend.epilogues && !d->loss && i < g->node_count; i++) {
         clnet_node *node = g->nodes[i];
         clnet_node *next = clnet__only_reader(g, node->out, d);
-        if (node->op != CLNET_OP_CONV2D || !next || next->op != CLNET_OP_BATCH_NORM) {
+        if ((node->op != CLNET_OP_CONV2D && node->op != CLNET_OP_CONV2D_JOINED) || !next ||
+            next->op != CLNET_OP_BATCH_NORM) {
             continue;
         }
         node->batch_norm = next;
@@ -7125,8 +7345,8 @@ static bool clnet__cheap(const clnet_graph *g, const clnet_tensor *owner) {
     bool cheap = true;
     for (int i = 0; i < g->tensor_count && cheap; i++) {
         clnet_tensor *t = g->tensors[i];
-        cheap = clnet__owner(t) != owner ||
-                (!t->keep && clnet__reads(t->producer->op) & CLNET_AGAIN);
+        cheap =
+            clnet__owner(t) != owner || (!t->keep && clnet__reads(t->producer->op) & CLNET_AGAIN);
     }
     return cheap;
 }
@@ -7745,10 +7965,18 @@ static double clnet__traffic(const clnet_node *node, bool backward) {
     return bytes + (backward ? 2 * sum : 1) * clnet__own_bytes(node->summand);
 }
 
+// What a node multiplies its input with; NULL: it is no convolution.
+static const clnet_tensor *clnet__kernel_of(const clnet_node *node) {
+    return node->op == CLNET_OP_CONV2D || node->op == CLNET_OP_LINEAR ? node->in[1]
+           : node->op == CLNET_OP_CONV2D_JOINED                       ? node->in[2]
+                                                                      : NULL;
+}
+
 // The gradients by the data and by the weights are as much work each as the forward pass.
 static double clnet__pass_macs(const clnet_graph *g, const clnet_node *node, bool backward) {
     const double macs = clnet_graph_node_macs(g, node->index);
-    const bool data = node->in[0]->grad_memory, weight = macs > 0 && node->in[1]->grad_memory;
+    const bool data = node->in[0]->grad_memory,
+               weight = macs > 0 && clnet__kernel_of(node)->grad_memory;
     return backward ? macs * (data + weight) : macs;
 }
 
@@ -7883,10 +8111,10 @@ const clnet_tensor *clnet_graph_node_output(const clnet_graph *g, int index) {
 // Multiply-adds of convolutions and linear layers; the rest counts as nothing, as is usual.
 double clnet_graph_node_macs(const clnet_graph *g, int index) {
     const clnet_node *node = g->nodes[index];
-    if (node->op != CLNET_OP_CONV2D && node->op != CLNET_OP_LINEAR) {
+    const clnet_tensor *w = clnet__kernel_of(node), *y = node->out;
+    if (!w) {
         return 0;
     }
-    const clnet_tensor *w = node->in[1], *y = node->out;
     return (double)y->shape[0] * (double)clnet__pixels(y) * y->shape[1] *
            ((double)w->shape[1] * w->shape[2] * w->shape[3]);
 }
@@ -8124,7 +8352,7 @@ static void clnet__cpu_task(void *arg, size_t index, int worker) {
 static clnet_result clnet__cpu_run(clnet_graph *g, clnet_node *node, clnet__pass *pass,
                                    clnet__cut cut) {
     const clnet__cpu *cpu = &g->ctx->cpu;
-    const int N = node->in[0]->shape[0], C = node->in[0]->shape[1];
+    const int N = node->out->shape[0], C = node->out->shape[1];
     clnet__cpu_job job = {g, node, pass, N, 1, C, 1};
     if (cut == CLNET__CUT_IMAGES || cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
         job.image_cuts = N;
@@ -8251,6 +8479,9 @@ static clnet_result clnet__cpu_fill(clnet_context *ctx, clnet_memory *memory, si
 }
 
 static size_t clnet__cpu_workspace(clnet_context *ctx, const clnet_node *node) {
+    if (node->op == CLNET_OP_CONV2D_JOINED) {
+        return clnet__joined_workspace(ctx, node);
+    }
 #ifdef CLNET__FAST
     if (!ctx->cpu.reference && (node->op == CLNET_OP_CONV2D || node->op == CLNET_OP_LINEAR)) {
         const clnet_conv2d_sizes s =
@@ -12771,14 +13002,12 @@ static clnet_tensor *clnet__resize_like(const clnet__net *net, clnet_tensor *x,
 // the segmentation.
 static void clnet__fuse(const clnet__net *net, clnet_tensor *ec, clnet_tensor *es, const char *name,
                         int channels, clnet_tensor *out[2]) {
-    if (ec && es && clnet__pixels(ec) >= clnet__pixels(es)) {
-        es = clnet__resize_like(net, es, ec);
-    } else {
-        ec = clnet__resize_like(net, ec, es);
-    }
-    clnet_tensor *both[2] = {ec, es};
-    clnet_tensor *x = clnet__conv_bn(net, clnet_concat(net->g, both, 2), name, ".reduce.0",
-                                     ".reduce.1", channels, 1, 1);
+    const clnet__label reduce = clnet__name(name, ".reduce.0"),
+                       norm = clnet__name(name, ".reduce.1");
+    const clnet_conv2d_joined_desc d = {
+        .out_channels = channels, .no_bias = true, .name = reduce.text};
+    clnet_tensor *x = clnet_conv2d_joined(net->g, ec, es, &d);
+    x = clnet_batch_norm(net->g, x, &(clnet_batch_norm_desc){.name = norm.text});
     x = clnet_tensor_rename(clnet_relu(net->g, x), clnet__name(name, ".reduce").text);
     x = clnet__se(net, x, clnet__name(name, ".se").text);
     if (net->per_task) {

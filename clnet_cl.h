@@ -1238,27 +1238,46 @@ typedef struct clnet__cl_conv_sizes { // conv_sizes of kernels.cl
     int32_t x_stride, y_stride;
 } clnet__cl_conv_sizes;
 
-static clnet__cl_conv_sizes clnet__cl_conv_of(const clnet_node *node) {
+static clnet__cl_conv_sizes clnet__cl_conv_sizes_of(const clnet_conv2d_sizes *s) {
+    return (clnet__cl_conv_sizes){s->N,
+                                  s->C,
+                                  s->H,
+                                  s->W,
+                                  s->OC,
+                                  s->OH,
+                                  s->OW,
+                                  s->KH,
+                                  s->KW,
+                                  s->stride[0],
+                                  s->stride[1],
+                                  s->padding[0],
+                                  s->padding[1],
+                                  s->dilation[0],
+                                  s->dilation[1],
+                                  s->groups,
+                                  (int32_t)s->x_stride,
+                                  (int32_t)s->y_stride};
+}
+
+// A convolution and where everything lies; no slab: there is none, or it is not wanted.
+typedef struct clnet__cl_conv {
+    clnet__cl_conv_sizes s;
+    clnet__cl_place y, x, w, b, dy, dx, dw, db;
+    size_t taken; // floats at the beginning of the workspace that are somebody else's
+} clnet__cl_conv;
+
+static clnet__cl_conv clnet__cl_conv_of(const clnet_node *node) {
     const clnet_conv2d_sizes s =
         node->op == CLNET_OP_LINEAR ? clnet__linear_sizes(node) : clnet__conv2d_sizes(node);
-    return (clnet__cl_conv_sizes){s.N,
-                                  s.C,
-                                  s.H,
-                                  s.W,
-                                  s.OC,
-                                  s.OH,
-                                  s.OW,
-                                  s.KH,
-                                  s.KW,
-                                  s.stride[0],
-                                  s.stride[1],
-                                  s.padding[0],
-                                  s.padding[1],
-                                  s.dilation[0],
-                                  s.dilation[1],
-                                  s.groups,
-                                  (int32_t)s.x_stride,
-                                  (int32_t)s.y_stride};
+    return (clnet__cl_conv){.s = clnet__cl_conv_sizes_of(&s),
+                            .y = clnet__cl_value(node->out),
+                            .x = clnet__cl_value(node->in[0]),
+                            .w = clnet__cl_value(node->in[1]),
+                            .b = clnet__cl_value(node->in[2]),
+                            .dy = clnet__cl_grad(node->out),
+                            .dx = clnet__cl_grad(node->in[0]),
+                            .dw = clnet__cl_grad(node->in[1]),
+                            .db = clnet__cl_grad(node->in[2])};
 }
 
 // The rows of a weight gradient: (kh, kw, ic), by >>direct the channels under each tap in whole tiles.
@@ -1371,52 +1390,50 @@ static clnet_result clnet__cl_gemm(clnet_context *ctx, size_t m, size_t n, size_
 }
 
 // The matrix of `rows` rows of x under the taps, from output pixel `first` on.
-static clnet__cl_matrix clnet__cl_input_matrix(clnet_graph *g, const clnet_node *node,
-                                               const clnet__cl_conv_sizes *s, size_t first,
-                                               size_t rows) {
-    const clnet__cl_place x = clnet__cl_value(node->in[0]), scratch = clnet__cl_scratch(g, 0);
+static clnet__cl_matrix clnet__cl_input_matrix(clnet_graph *g, const clnet__cl_conv *c,
+                                               size_t first, size_t rows) {
+    const clnet__cl_conv_sizes *s = &c->s;
+    const clnet__cl_place scratch = clnet__cl_scratch(g, c->taken);
     const size_t terms = clnet__volume(s->KH, s->KW, s->C);
     if (clnet__cl_pointwise(s)) {
-        return (clnet__cl_matrix){clnet__cl_behind(x, first * (size_t)s->x_stride),
+        return (clnet__cl_matrix){clnet__cl_behind(c->x, first * (size_t)s->x_stride),
                                   (size_t)s->x_stride, false};
     }
     CLNET__CL_RUN(g->ctx, columns_of_input, clnet__cl_plane(clnet__cl_of(g->ctx), terms, rows),
-                  AT(scratch), AT(x), STRUCT(*s), INT(first), INT(rows));
+                  AT(scratch), AT(c->x), STRUCT(*s), INT(first), INT(rows));
     return (clnet__cl_matrix){scratch, terms, false};
 }
 
-static clnet_result clnet__cl_blast_forward(clnet_graph *g, const clnet_node *node,
-                                            const clnet__cl_conv_sizes *s) {
-    const clnet__cl_place y = clnet__cl_value(node->out), b = clnet__cl_value(node->in[2]);
+static clnet_result clnet__cl_blast_forward(clnet_graph *g, const clnet__cl_conv *c) {
+    const clnet__cl_conv_sizes *s = &c->s;
     const size_t pixels = clnet__volume(s->N, s->OH, s->OW), OC = (size_t)s->OC;
     const size_t terms = clnet__volume(s->KH, s->KW, s->C), step = clnet__cl_column_rows(terms);
-    const clnet__cl_matrix w = {clnet__cl_value(node->in[1]), OC, false};
-    if (b.slab) {
-        CLNET__CL_RUN(g->ctx, broadcast_bias, clnet__cl_elements(clnet__cl_of(g->ctx), node->out),
-                      AT(y), AT(b), INT(OC), INT(pixels), INT((size_t)s->y_stride));
+    const clnet__cl_matrix w = {c->w, OC, false};
+    if (c->b.slab) {
+        CLNET__CL_RUN(g->ctx, broadcast_bias, clnet__cl_plane(clnet__cl_of(g->ctx), OC, pixels),
+                      AT(c->y), AT(c->b), INT(OC), INT(pixels), INT((size_t)s->y_stride));
     }
     for (size_t first = 0; first < pixels && g->ctx->result == CLNET_OK; first += step) {
         const size_t rows = pixels - first < step ? pixels - first : step;
-        const clnet__cl_matrix x = clnet__cl_input_matrix(g, node, s, first, rows);
-        const clnet__cl_place out = clnet__cl_behind(y, first * (size_t)s->y_stride);
-        clnet__cl_gemm(g->ctx, rows, OC, terms, x, w, b.slab ? 1.0f : 0.0f,
+        const clnet__cl_matrix x = clnet__cl_input_matrix(g, c, first, rows);
+        const clnet__cl_place out = clnet__cl_behind(c->y, first * (size_t)s->y_stride);
+        clnet__cl_gemm(g->ctx, rows, OC, terms, x, w, c->b.slab ? 1.0f : 0.0f,
                        (clnet__cl_matrix){out, (size_t)s->y_stride, false});
     }
     return g->ctx->result;
 }
 
 // dx += dy w: pointwise with w transposed by the product, else with the taps transposed once.
-static void clnet__cl_blast_data(clnet_graph *g, const clnet_node *node,
-                                 const clnet__cl_conv_sizes *s) {
+static void clnet__cl_blast_data(clnet_graph *g, const clnet__cl_conv *c) {
+    const clnet__cl_conv_sizes *s = &c->s;
     const clnet__cl *cl = clnet__cl_of(g->ctx);
     const bool pointwise = clnet__cl_pointwise(s);
     const size_t pixels = clnet__volume(s->N, s->H, s->W), IC = (size_t)s->C, OC = (size_t)s->OC;
     const size_t taps = clnet__volume(1, s->KH, s->KW), terms = taps * OC;
     const size_t step = clnet__cl_column_rows(terms);
-    const clnet__cl_place dx = clnet__cl_grad(node->in[0]), dy = clnet__cl_grad(node->out);
-    const clnet__cl_place flipped = clnet__cl_scratch(g, 0);
-    const clnet__cl_place columns = clnet__cl_scratch(g, terms * IC);
-    clnet__cl_matrix w = {clnet__cl_value(node->in[1]), OC, true};
+    const clnet__cl_place flipped = clnet__cl_scratch(g, c->taken);
+    const clnet__cl_place columns = clnet__cl_scratch(g, c->taken + terms * IC);
+    clnet__cl_matrix w = {c->w, OC, true};
     if (!pointwise) {
         CLNET__CL_RUN(g->ctx, transpose_taps, clnet__cl_plane(cl, IC, terms), AT(flipped),
                       AT(w.place), INT(taps), INT(IC), INT(OC));
@@ -1424,31 +1441,30 @@ static void clnet__cl_blast_data(clnet_graph *g, const clnet_node *node,
     }
     for (size_t first = 0; first < pixels && g->ctx->result == CLNET_OK; first += step) {
         const size_t rows = pixels - first < step ? pixels - first : step;
-        clnet__cl_matrix a = {clnet__cl_behind(dy, first * (size_t)s->y_stride),
+        clnet__cl_matrix a = {clnet__cl_behind(c->dy, first * (size_t)s->y_stride),
                               (size_t)s->y_stride, false};
         if (!pointwise) {
             CLNET__CL_RUN(g->ctx, columns_of_gradient, clnet__cl_plane(cl, terms, rows),
-                          AT(columns), AT(dy), STRUCT(*s), INT(first), INT(rows));
+                          AT(columns), AT(c->dy), STRUCT(*s), INT(first), INT(rows));
             a = (clnet__cl_matrix){columns, terms, false};
         }
-        const clnet__cl_place out = clnet__cl_behind(dx, first * (size_t)s->x_stride);
+        const clnet__cl_place out = clnet__cl_behind(c->dx, first * (size_t)s->x_stride);
         clnet__cl_gemm(g->ctx, rows, IC, terms, a, w, 1.0f,
                        (clnet__cl_matrix){out, (size_t)s->x_stride, false});
     }
 }
 
 // dw += x^T dy, some rows after the other.
-static void clnet__cl_blast_weight(clnet_graph *g, const clnet_node *node,
-                                   const clnet__cl_conv_sizes *s) {
+static void clnet__cl_blast_weight(clnet_graph *g, const clnet__cl_conv *c) {
+    const clnet__cl_conv_sizes *s = &c->s;
     const size_t pixels = clnet__volume(s->N, s->OH, s->OW), OC = (size_t)s->OC;
     const size_t terms = clnet__volume(s->KH, s->KW, s->C), step = clnet__cl_column_rows(terms);
-    const clnet__cl_place dy = clnet__cl_grad(node->out);
-    const clnet__cl_matrix dw = {clnet__cl_grad(node->in[1]), OC, false};
+    const clnet__cl_matrix dw = {c->dw, OC, false};
     for (size_t first = 0; first < pixels && g->ctx->result == CLNET_OK; first += step) {
         const size_t rows = pixels - first < step ? pixels - first : step;
-        clnet__cl_matrix x = clnet__cl_input_matrix(g, node, s, first, rows);
+        clnet__cl_matrix x = clnet__cl_input_matrix(g, c, first, rows);
         x.transposed = true;
-        const clnet__cl_place slope = clnet__cl_behind(dy, first * (size_t)s->y_stride);
+        const clnet__cl_place slope = clnet__cl_behind(c->dy, first * (size_t)s->y_stride);
         clnet__cl_gemm(g->ctx, terms, OC, rows, x,
                        (clnet__cl_matrix){slope, (size_t)s->y_stride, false}, 1.0f, dw);
     }
@@ -1603,24 +1619,20 @@ static clnet_result clnet__cl_convolve(clnet_context *ctx, clnet__cl_place y, cl
     return CLNET__CL_RUN_KERNEL(ctx, kernel, grid, AT(y), AT(x), AT(w), AT(b), STRUCT(*s));
 }
 
-static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
-    const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
-    clnet__cl *cl = clnet__cl_of(g->ctx);
-    if (clnet__cl_blasts(cl, &s)) {
-        return clnet__cl_blast_forward(g, node, &s);
-    }
-    return clnet__cl_convolve(g->ctx, clnet__cl_value(node->out), clnet__cl_value(node->in[0]),
-                              clnet__cl_value(node->in[1]), clnet__cl_value(node->in[2]), &s);
+static clnet_result clnet__cl_conv_forward(clnet_graph *g, const clnet__cl_conv *c) {
+    return clnet__cl_blasts(clnet__cl_of(g->ctx), &c->s)
+               ? clnet__cl_blast_forward(g, c)
+               : clnet__cl_convolve(g->ctx, c->y, c->x, c->w, c->b, &c->s);
 }
 
-static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
-                                  const clnet__cl_conv_sizes *s) {
+static void clnet__cl_conv_data(clnet_graph *g, const clnet__cl_conv *c) {
     clnet__cl *cl = clnet__cl_of(g->ctx);
+    const clnet__cl_conv_sizes *s = &c->s;
     const size_t columns = (size_t)(s->C / s->groups), taps = clnet__volume(1, s->KH, s->KW);
     clnet__cl_kernel kernel = CLNET__CL_conv2d_backward_data;
-    clnet__cl_place w = clnet__cl_value(node->in[1]);
+    clnet__cl_place w = c->w;
     if (cl->tuning.direct) {
-        const clnet__cl_place flipped = clnet__cl_scratch(g, 0);
+        const clnet__cl_place flipped = clnet__cl_scratch(g, c->taken);
         CLNET__CL_RUN(g->ctx, transpose_taps, clnet__cl_plane(cl, columns, taps * (size_t)s->OC),
                       AT(flipped), AT(w), INT(taps), INT(columns), INT((size_t)s->OC));
         kernel = CLNET__CL_direct_backward_data;
@@ -1630,15 +1642,14 @@ static void clnet__cl_conv2d_data(clnet_graph *g, const clnet_node *node,
     CLNET__CL_RUN_KERNEL(g->ctx, kernel,
                          clnet__cl_tiles(cl, clnet__volume(s->N, s->H, s->W), columns,
                                          (size_t)s->groups, taps * (size_t)(s->OC / s->groups)),
-                         AT(clnet__cl_grad(node->in[0])), AT(clnet__cl_grad(node->out)), AT(w),
-                         STRUCT(*s));
+                         AT(c->dx), AT(c->dy), AT(w), STRUCT(*s));
 }
 
-static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
-                                    const clnet__cl_conv_sizes *s) {
+static void clnet__cl_conv_weight(clnet_graph *g, const clnet__cl_conv *c) {
     clnet__cl *cl = clnet__cl_of(g->ctx);
+    const clnet__cl_conv_sizes *s = &c->s;
     const clnet__cl_cut cut = clnet__cl_weight_cut(cl, s);
-    const clnet__cl_place partial = clnet__cl_scratch(g, 0);
+    const clnet__cl_place partial = clnet__cl_scratch(g, c->taken);
     const clnet__cl_kernel kernel = cl->tuning.direct ? CLNET__CL_direct_backward_weight
                                                       : CLNET__CL_conv2d_backward_weight;
     cl->rows[kernel].macs += clnet__cl_macs(s);
@@ -1646,46 +1657,59 @@ static void clnet__cl_conv2d_weight(clnet_graph *g, const clnet_node *node,
                          clnet__cl_tiles(cl, clnet__cl_weight_rows(cl, s),
                                          (size_t)(s->OC / s->groups),
                                          cut.slices * (size_t)s->groups, cut.length),
-                         AT(partial), AT(clnet__cl_grad(node->out)),
-                         AT(clnet__cl_value(node->in[0])), STRUCT(*s), INT(cut.length),
+                         AT(partial), AT(c->dy), AT(c->x), STRUCT(*s), INT(cut.length),
                          INT(CLNET__CL_WEIGHT_BLOCK));
-    CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1),
-                  AT(clnet__cl_grad(node->in[1])), AT(partial), LONG(cut.weights),
-                  INT(cut.slices));
+    CLNET__CL_RUN(g->ctx, add_slices, clnet__cl_plane(cl, cut.weights, 1), AT(c->dw), AT(partial),
+                  LONG(cut.weights), INT(cut.slices));
 }
 
-static clnet_result clnet__cl_conv2d_backward(clnet_graph *g, clnet_node *node) {
-    const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
-    const bool blast = clnet__cl_blasts(clnet__cl_of(g->ctx), &s);
-    if (clnet__cl_grad(node->in[0]).slab) {
-        (blast ? clnet__cl_blast_data : clnet__cl_conv2d_data)(g, node, &s);
+static void clnet__cl_conv_bias(clnet_graph *g, const clnet__cl_conv *c) {
+    const size_t pixels = clnet__volume(c->s.N, c->s.OH, c->s.OW), channels = (size_t)c->s.OC;
+    const clnet__cl_place partial = clnet__cl_scratch(g, c->taken);
+    clnet__cl_channel_sums(g->ctx, partial, c->dy, channels, 1, pixels, (size_t)c->s.y_stride);
+    clnet__cl_add_channel_sums(g->ctx, c->db, partial, channels, 1, pixels, channels);
+}
+
+static clnet_result clnet__cl_conv_backward(clnet_graph *g, const clnet__cl_conv *c) {
+    const bool blast = clnet__cl_blasts(clnet__cl_of(g->ctx), &c->s);
+    if (c->dx.slab) {
+        (blast ? clnet__cl_blast_data : clnet__cl_conv_data)(g, c);
     }
-    if (clnet__cl_grad(node->in[1]).slab) {
-        (blast ? clnet__cl_blast_weight : clnet__cl_conv2d_weight)(g, node, &s);
+    if (c->dw.slab) {
+        (blast ? clnet__cl_blast_weight : clnet__cl_conv_weight)(g, c);
     }
-    if (clnet__cl_grad(node->in[2]).slab) {
-        const size_t pixels = clnet__volume(s.N, s.OH, s.OW), channels = (size_t)s.OC;
-        const clnet__cl_place partial = clnet__cl_scratch(g, 0);
-        clnet__cl_channel_sums(g->ctx, partial, clnet__cl_grad(node->out), channels, 1, pixels,
-                               (size_t)s.y_stride);
-        clnet__cl_add_channel_sums(g->ctx, clnet__cl_grad(node->in[2]), partial, channels, 1,
-                                   pixels, channels);
+    if (c->db.slab) {
+        clnet__cl_conv_bias(g, c);
     }
     return g->ctx->result;
 }
 
 // Floats of scratch: columns or partial weight gradients, then the bias's sums, one at a time.
-static size_t clnet__cl_conv2d_workspace(const clnet__cl *cl, const clnet_node *node) {
-    const clnet__cl_conv_sizes s = clnet__cl_conv_of(node);
-    const clnet__cl_cut cut = clnet__cl_weight_cut(cl, &s);
-    const size_t bias = 2 * clnet__cl_slices(clnet__volume(s.N, s.OH, s.OW)) * (size_t)s.OC;
+static size_t clnet__cl_conv_workspace(const clnet__cl *cl, const clnet__cl_conv_sizes *s,
+                                       bool backward) {
+    const clnet__cl_cut cut = clnet__cl_weight_cut(cl, s);
+    const size_t bias = 2 * clnet__cl_slices(clnet__volume(s->N, s->OH, s->OW)) * (size_t)s->OC;
     const size_t partial = cut.slices * cut.weights;
-    const size_t backward = partial > bias ? partial : bias;
-    if (clnet__cl_blasts(cl, &s)) {
-        const size_t columns = clnet__cl_blast_workspace(&s);
+    if (clnet__cl_blasts(cl, s)) {
+        const size_t columns = clnet__cl_blast_workspace(s);
         return columns > bias ? columns : bias;
     }
-    return node->backward ? backward : 0;
+    return !backward ? 0 : partial > bias ? partial : bias;
+}
+
+static clnet_result clnet__cl_conv2d_forward(clnet_graph *g, clnet_node *node) {
+    const clnet__cl_conv c = clnet__cl_conv_of(node);
+    return clnet__cl_conv_forward(g, &c);
+}
+
+static clnet_result clnet__cl_conv2d_backward(clnet_graph *g, clnet_node *node) {
+    const clnet__cl_conv c = clnet__cl_conv_of(node);
+    return clnet__cl_conv_backward(g, &c);
+}
+
+static size_t clnet__cl_conv2d_workspace(const clnet__cl *cl, const clnet_node *node) {
+    const clnet__cl_conv c = clnet__cl_conv_of(node);
+    return clnet__cl_conv_workspace(cl, &c.s, node->backward);
 }
 
 // >>linear
@@ -1934,11 +1958,11 @@ typedef struct clnet__cl_upsample_sizes { // upsample_sizes of kernels.cl
     int32_t x_stride, y_stride;
 } clnet__cl_upsample_sizes;
 
-static clnet__cl_upsample_sizes clnet__cl_upsample_of(const clnet_node *node) {
-    const clnet_tensor *x = node->in[0], *y = node->out;
-    const bool corners = node->desc.align_corners;
+// x of (N,C,H,W), y of OH x OW.
+static clnet__cl_upsample_sizes clnet__cl_upsample_of(const clnet_tensor *x, const clnet_tensor *y,
+                                                      bool corners) {
     return (clnet__cl_upsample_sizes){x->shape[0],
-                                      x->shape[1],
+                                      y->shape[1],
                                       x->shape[2],
                                       x->shape[3],
                                       y->shape[2],
@@ -1950,23 +1974,40 @@ static clnet__cl_upsample_sizes clnet__cl_upsample_of(const clnet_node *node) {
                                       (int32_t)y->stride};
 }
 
+// y = U(x), or y += U(x)
+static clnet_result clnet__cl_upsample(clnet_context *ctx, clnet__cl_place y, clnet__cl_place x,
+                                       bool add, const clnet__cl_upsample_sizes *s) {
+    const size_t pixels = clnet__volume(s->N, s->OH, s->OW);
+    return CLNET__CL_RUN(ctx, upsample_bilinear_forward,
+                         clnet__cl_plane(clnet__cl_of(ctx), (size_t)s->C, pixels), AT(y), AT(x),
+                         INT(add), STRUCT(*s));
+}
+
+// dx += U' dy
+static clnet_result clnet__cl_upsample_back(clnet_context *ctx, clnet__cl_place dx,
+                                            clnet__cl_place dy,
+                                            const clnet__cl_upsample_sizes *s) {
+    const size_t pixels = clnet__volume(s->N, s->H, s->W);
+    clnet__cl_grid grid = clnet__cl_plane(clnet__cl_of(ctx), (size_t)s->C, pixels);
+    // An element goes through a window of outputs (readers_of); on PoCL each took the time of about
+    // eleven multiply-adds.
+    const double high = 2 * (double)s->OH / s->H + 5, wide = 2 * (double)s->OW / s->W + 5;
+    grid.work = 11 * high * wide * (double)pixels * s->C;
+    return CLNET__CL_RUN(ctx, upsample_bilinear_backward, grid, AT(dx), AT(dy), STRUCT(*s));
+}
+
 static clnet_result clnet__cl_upsample_bilinear_forward(clnet_graph *g, clnet_node *node) {
-    const clnet__cl_upsample_sizes s = clnet__cl_upsample_of(node);
-    return CLNET__CL_RUN(g->ctx, upsample_bilinear_forward,
-                         clnet__cl_elements(clnet__cl_of(g->ctx), node->out),
-                         AT(clnet__cl_value(node->out)), AT(clnet__cl_value(node->in[0])),
-                         STRUCT(s));
+    const clnet__cl_upsample_sizes s =
+        clnet__cl_upsample_of(node->in[0], node->out, node->desc.align_corners);
+    return clnet__cl_upsample(g->ctx, clnet__cl_value(node->out), clnet__cl_value(node->in[0]),
+                              false, &s);
 }
 
 static clnet_result clnet__cl_upsample_bilinear_backward(clnet_graph *g, clnet_node *node) {
-    const clnet__cl_upsample_sizes s = clnet__cl_upsample_of(node);
-    clnet__cl_grid grid = clnet__cl_elements(clnet__cl_of(g->ctx), node->in[0]);
-    // An element goes through a window of outputs (readers_of); on PoCL each took the time of about
-    // eleven multiply-adds.
-    const double high = 2 * (double)s.OH / s.H + 5, wide = 2 * (double)s.OW / s.W + 5;
-    grid.work = 11 * high * wide * (double)clnet_tensor_count(node->in[0]);
-    return CLNET__CL_RUN(g->ctx, upsample_bilinear_backward, grid, AT(clnet__cl_grad(node->in[0])),
-                         AT(clnet__cl_grad(node->out)), STRUCT(s));
+    const clnet__cl_upsample_sizes s =
+        clnet__cl_upsample_of(node->in[0], node->out, node->desc.align_corners);
+    return clnet__cl_upsample_back(g->ctx, clnet__cl_grad(node->in[0]), clnet__cl_grad(node->out),
+                                   &s);
 }
 
 // >>concat
@@ -2004,6 +2045,76 @@ static clnet_result clnet__cl_concat_backward(clnet_graph *g, clnet_node *node) 
         first += clnet__cl_channels(x);
     }
     return g->ctx->result;
+}
+
+// >>conv2d_joined
+// The coarse sums, and in backward t, are the beginning of the workspace.
+
+static clnet__cl_conv clnet__cl_joined_fine(const clnet_node *node, const clnet__joined *j) {
+    return (clnet__cl_conv){
+        .s = clnet__cl_conv_sizes_of(&j->fine_sizes),
+        .y = clnet__cl_value(node->out),
+        .x = clnet__cl_value(j->fine),
+        .w = clnet__cl_behind(clnet__cl_value(node->in[2]), j->fine_weights),
+        .dy = clnet__cl_grad(node->out),
+        .dx = clnet__cl_grad(j->fine),
+        .dw = clnet__cl_behind(clnet__cl_grad(node->in[2]), j->fine_weights),
+        .db = clnet__cl_grad(node->in[3]),
+        .taken = j->sums / sizeof(float),
+    };
+}
+
+static clnet__cl_conv clnet__cl_joined_coarse(const clnet_graph *g, const clnet_node *node,
+                                              const clnet__joined *j) {
+    const clnet__cl_place sums = clnet__cl_scratch(g, 0);
+    return (clnet__cl_conv){
+        .s = clnet__cl_conv_sizes_of(&j->coarse_sizes),
+        .y = sums,
+        .x = clnet__cl_value(j->coarse),
+        .w = clnet__cl_behind(clnet__cl_value(node->in[2]), j->coarse_weights),
+        .b = clnet__cl_value(node->in[3]),
+        .dy = sums,
+        .dx = clnet__cl_grad(j->coarse),
+        .dw = clnet__cl_behind(clnet__cl_grad(node->in[2]), j->coarse_weights),
+        .taken = j->sums / sizeof(float),
+    };
+}
+
+static clnet__cl_upsample_sizes clnet__cl_joined_upsampling(const clnet_node *node,
+                                                            const clnet__joined *j) {
+    clnet__cl_upsample_sizes s = clnet__cl_upsample_of(j->coarse, node->out, false);
+    s.x_stride = (int32_t)j->coarse_sizes.y_stride;
+    return s;
+}
+
+static clnet_result clnet__cl_conv2d_joined_forward(clnet_graph *g, clnet_node *node) {
+    const clnet__joined j = clnet__joined_of(node);
+    const clnet__cl_conv fine = clnet__cl_joined_fine(node, &j);
+    const clnet__cl_conv coarse = clnet__cl_joined_coarse(g, node, &j);
+    const clnet__cl_upsample_sizes s = clnet__cl_joined_upsampling(node, &j);
+    clnet__cl_conv_forward(g, &coarse);
+    clnet__cl_conv_forward(g, &fine);
+    return clnet__cl_upsample(g->ctx, fine.y, coarse.y, true, &s);
+}
+
+static clnet_result clnet__cl_conv2d_joined_backward(clnet_graph *g, clnet_node *node) {
+    const clnet__joined j = clnet__joined_of(node);
+    const clnet__cl_conv fine = clnet__cl_joined_fine(node, &j);
+    const clnet__cl_conv coarse = clnet__cl_joined_coarse(g, node, &j);
+    const clnet__cl_upsample_sizes s = clnet__cl_joined_upsampling(node, &j);
+    clnet__cl_fill(g->ctx, &g->workspace, 0, j.sums);
+    clnet__cl_upsample_back(g->ctx, coarse.dy, fine.dy, &s);
+    clnet__cl_conv_backward(g, &coarse);
+    return clnet__cl_conv_backward(g, &fine);
+}
+
+static size_t clnet__cl_joined_workspace(const clnet__cl *cl, const clnet_node *node) {
+    const clnet__joined j = clnet__joined_of(node);
+    const clnet__cl_conv_sizes fine = clnet__cl_conv_sizes_of(&j.fine_sizes);
+    const clnet__cl_conv_sizes coarse = clnet__cl_conv_sizes_of(&j.coarse_sizes);
+    const size_t of_fine = clnet__cl_conv_workspace(cl, &fine, node->backward);
+    const size_t of_coarse = clnet__cl_conv_workspace(cl, &coarse, node->backward);
+    return j.sums / sizeof(float) + (of_fine > of_coarse ? of_fine : of_coarse);
 }
 
 // >>add
@@ -2383,6 +2494,7 @@ static size_t clnet__cl_workspace(clnet_context *ctx, const clnet_node *node) {
     switch (node->op) {
     case CLNET_OP_CONV2D:
     case CLNET_OP_LINEAR: floats = clnet__cl_conv2d_workspace(cl, node); break;
+    case CLNET_OP_CONV2D_JOINED: floats = clnet__cl_joined_workspace(cl, node); break;
     case CLNET_OP_BATCH_NORM: floats = clnet__cl_batch_norm_workspace(node); break;
     case CLNET_OP_GLOBAL_AVG_POOL:
     case CLNET_OP_SCALE_CHANNELS: floats = clnet__cl_image_sums_workspace(node->in[0]); break;

@@ -1228,8 +1228,8 @@ int2 readers_of(const int i, const int size, const int outputs, const float scal
     return (int2)(i == 0 ? 0 : max(first, 0), i == size - 1 ? outputs : min(last, outputs));
 }
 
-// Grid: elements of y.
-kernel void upsample_bilinear_forward(PLACE(y), PLACE(x), const upsample_sizes s) {
+// y = .. or y += .. Grid: elements of y.
+kernel void upsample_bilinear_forward(PLACE(y), PLACE(x), const int add, const upsample_sizes s) {
     OPEN(y);
     OPEN(x);
     const int c = get_global_id(0), p = get_global_id(1);
@@ -1242,9 +1242,10 @@ kernel void upsample_bilinear_forward(PLACE(y), PLACE(x), const upsample_sizes s
     global const float *low = x + ((ulong)out.image * s.H + h.low) * s.W * s.x_stride + c;
     global const float *high = x + ((ulong)out.image * s.H + h.high) * s.W * s.x_stride + c;
     const ulong left = (ulong)w.low * s.x_stride, right = (ulong)w.high * s.x_stride;
-    y[(ulong)p * s.y_stride + c] =
-        h.low_weight * (w.low_weight * low[left] + w.high_weight * low[right]) +
-        h.high_weight * (w.low_weight * high[left] + w.high_weight * high[right]);
+    const float value = h.low_weight * (w.low_weight * low[left] + w.high_weight * low[right]) +
+                        h.high_weight * (w.low_weight * high[left] + w.high_weight * high[right]);
+    const ulong at = (ulong)p * s.y_stride + c;
+    y[at] = add ? y[at] + value : value;
 }
 
 // Gathers from the outputs that read the pixel. Grid: elements of x.

@@ -23,12 +23,13 @@ static void name_op(bench_op *o, const char *what) {
     }
     int used = 0;
     for (int i = 0; i < o->inputs && used < (int)sizeof channels; i++) {
-        if (i == 0 || o->op == CLNET_OP_CONCAT) {
+        if (i == 0 || o->op == CLNET_OP_CONCAT || o->op == CLNET_OP_CONV2D_JOINED) {
             used += snprintf(channels + used, sizeof channels - (size_t)used, "%s%d", i ? "+" : "",
                              o->in[i][1]);
         }
     }
-    if ((o->op == CLNET_OP_CONV2D || o->op == CLNET_OP_LINEAR) && used < (int)sizeof channels) {
+    if ((o->op == CLNET_OP_CONV2D || o->op == CLNET_OP_LINEAR || o->op == CLNET_OP_CONV2D_JOINED) &&
+        used < (int)sizeof channels) {
         snprintf(channels + used, sizeof channels - (size_t)used, "->%d", o->out[1]);
     }
     if (o->op == CLNET_OP_UPSAMPLE_BILINEAR) {
@@ -175,6 +176,10 @@ static clnet_tensor *build_op(bench_op_run *r) {
         return clnet_upsample_bilinear(g, x, o->out[2], o->out[3], o->align_corners);
     case CLNET_OP_CONCAT:
         return clnet_concat(g, r->in, o->inputs);
+    case CLNET_OP_CONV2D_JOINED:
+        return clnet_conv2d_joined(
+            g, x, r->in[1],
+            &(clnet_conv2d_joined_desc){.out_channels = o->out[1], .no_bias = true, .name = "op"});
     case CLNET_OP_ADD:
         return clnet_add(g, x, r->in[1]);
     case CLNET_OP_SCALE_CHANNELS:

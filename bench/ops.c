@@ -127,6 +127,7 @@ static double least_bytes(const bench_op_run *r) {
         return bytes + bytes_of(r->in[0]) +
                bytes_of(clnet_graph_find_weight(r->graph, "op.weight"));
     }
+    bytes += bytes_of(clnet_graph_find_weight(r->graph, "op.weight")); // 0 where there is none
     for (int i = 0; i < o->inputs; i++) {
         const bool read = r->pass == BENCH_FORWARD || (reads_of(o->op) & CLNET_READS(i));
         bytes += (read + (r->pass != BENCH_FORWARD && r->in[i]->require_grad)) * bytes_of(r->in[i]);

@@ -202,6 +202,12 @@ static void test_refused_operations(void) {
     REFUSED("concat", clnet_concat(g, (clnet_tensor *[]){x, clnet_global_avg_pool(g, x)}, 2));
     REFUSED("concat", clnet_concat(g, (clnet_tensor *[]){x}, 0));
     REFUSED("concat", clnet_concat(g, (clnet_tensor *[]){x, x, x, x, x, x, x, x, x}, 9));
+    REFUSED("conv2d_joined",
+            clnet_conv2d_joined(g, x, clnet_global_avg_pool(g, x),
+                                &(clnet_conv2d_joined_desc){.out_channels = 2}));
+    REFUSED("conv2d_joined",
+            clnet_conv2d_joined(g, clnet_global_avg_pool(g, x), x,
+                                &(clnet_conv2d_joined_desc){.name = "j"}));
     REFUSED("scale_channels", clnet_scale_channels(g, x, x));
     REFUSED("attention_residual",
             clnet_attention_residual(g, x, x, &(clnet_attention_residual_desc){.name = NULL}));
@@ -463,7 +469,7 @@ static void test_concatenation_in_place(void) {
 // into a concatenation, with the addition of something earlier; and where nothing may be absorbed.
 typedef struct folded {
     clnet_graph *g;
-    clnet_tensor *x, *out[3];
+    clnet_tensor *x, *out[4];
 } folded;
 
 static clnet_tensor *folded_conv(clnet_graph *g, clnet_tensor *x, int kernel, int groups,
@@ -478,8 +484,8 @@ static clnet_tensor *folded_conv(clnet_graph *g, clnet_tensor *x, int kernel, in
     return small_norm(g, clnet_conv2d(g, x, &d), norm);
 }
 
-// 13 nodes are absorbed: three of a, one of b, two of c, three of d, two of e, one of kept, and the
-// last addition by its batch norm.
+// 15 nodes are absorbed: three of a, one of b, two of c, three of d, two of e and f, one of kept, and
+// the last addition by its batch norm.
 static folded folded_layers(clnet_context *ctx, int batch, bool keep_all) {
     folded f = {.g = clnet_graph_create(ctx)};
     clnet_graph *g = f.g;
@@ -496,6 +502,10 @@ static folded folded_layers(clnet_context *ctx, int batch, bool keep_all) {
         g, twice, &(clnet_pool2d_desc){.kernel_size = {3, 3}, .stride = {1, 1}, .padding = {1, 1}});
     f.out[0] = kept;
     f.out[1] = clnet_tensor_keep(joined);
+    clnet_tensor *low = clnet_max_pool2d(g, a, &(clnet_pool2d_desc){.kernel_size = {2, 2}});
+    const clnet_conv2d_joined_desc both = {.out_channels = 44, .name = "f"};
+    f.out[3] = clnet_relu(g, small_norm(g, clnet_conv2d_joined(g, low, a, &both), "f.norm"));
+    f.out[3] = clnet_tensor_keep(f.out[3]);
     f.out[2] =
         clnet_add(g, small_norm(g, pooled, "pooled.norm"), small_norm(g, twice, "twice.norm"));
     clnet_graph_build(g, &(clnet_build_desc){.keep_all = keep_all, .seed = 3});
@@ -546,17 +556,16 @@ static double folded_distance(clnet_tensor *a, clnet_tensor *b) {
     return difference / largest;
 }
 
-// Batch norm, addition and ReLU in the convolution that they follow, upsampling behind the one that
-// it precedes: the same values but for the last bits (a multiplication and addition are rounded once,
-// upsampled sums in another order, and layers pass that on: 1e-6 of the largest value is 17 roundings
-// of 2^-24), the same bits with any threads and batch; in training as without it.
+// Batch norm, addition and ReLU in the convolution that they follow: the same values but for the last
+// bits (a multiplication and addition are rounded once, and layers pass that on: 1e-6 of the largest
+// value is 17 roundings of 2^-24), the same bits with any threads and batch; in training as without it.
 static void test_epilogues(void) {
     clnet_context *ctx = clnet_context_create(NULL);
     clnet_context *one = clnet_context_create(&(clnet_context_desc){.threads = 1});
     clnet_context *plain = clnet_context_create(&(clnet_context_desc){.reference = true});
     folded apart = folded_layers(ctx, 3, true), all = folded_layers(ctx, 3, false);
     folded single = folded_layers(one, 1, false), reference = folded_layers(plain, 3, false);
-    CHECK(absorbed_nodes(all.g) == 13, "%d nodes were absorbed", absorbed_nodes(all.g));
+    CHECK(absorbed_nodes(all.g) == 15, "%d nodes were absorbed", absorbed_nodes(all.g));
     CHECK(!absorbed_nodes(apart.g) && !absorbed_nodes(reference.g), "where nothing may be");
     for (int pass = 0; pass < 3; pass++) { // in evaluation, in training, and with its statistics
         folded *each[] = {&apart, &all, &single};
@@ -564,7 +573,7 @@ static void test_epilogues(void) {
             clnet_graph_set_training(each[i]->g, pass == 1 && i < 2);
             folded_forward(each[i], 0);
         }
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < 4; i++) {
             const double distance = folded_distance(all.out[i], apart.out[i]);
             CHECK(pass == 1 ? distance == 0 : distance <= 1e-6, "pass %d, output %d: %g", pass, i,
                   distance);

@@ -75,6 +75,7 @@ static const struct {
     F(clnet_global_avg_pool),
     F(clnet_upsample_bilinear),
     F(clnet_concat),
+    F(clnet_conv2d_joined),
     F(clnet_add),
     F(clnet_scale_channels),
     F(clnet_attention_residual),

@@ -18,11 +18,11 @@ typedef struct verify_case {
     clnet_op op;
     const char *name;                                          // what is awkward about it
     int x[4];                                                  // shape (N,C,H,W) of the first input
-    int out;                                                   // channels of conv2d and linear
+    int out;                                                   // channels of convolutions
     int kernel[2], stride[2], padding[2], dilation[2], groups; // 0 = the operation's default
-    int size[2];                                               // upsample_bilinear
-    int axis;                                                  // softmax
-    int more[3];     // concat: channels of the other inputs
+    int size[2];     // upsample_bilinear; conv2d_joined: of the second input
+    int axis;        // softmax
+    int more[3];     // concat and conv2d_joined: channels of the other inputs
     double value;    // gamma, p, smooth, momentum, step from mean to mean of flip
     double eps;      // batch_norm
     double alpha[4]; // focal_loss; std of flip
@@ -158,6 +158,17 @@ static const verify_case verify_cases[] = {
     {CLNET_OP_CONCAT, "two", S(2, 3, 4, 5), .more = {1}},
     {CLNET_OP_CONCAT, "four", S(1, 2, 3, 3), .more = {5, 3, 17}},
     {CLNET_OP_CONCAT, "one", S(2, 3, 2, 2)},
+    {CLNET_OP_CONV2D_JOINED, "first is coarse", S(2, 3, 4, 5), .more = {5}, .size = {8, 10},
+     .out = 7, .no_bias = true},
+    {CLNET_OP_CONV2D_JOINED, "second is coarse", S(1, 19, 12, 16), .more = {33}, .size = {3, 2},
+     .out = 17},
+    {CLNET_OP_CONV2D_JOINED, "odd sizes", S(2, 6, 5, 3), .more = {4}, .size = {11, 8}, .out = 5},
+    {CLNET_OP_CONV2D_JOINED, "higher and narrower", S(1, 3, 7, 13), .more = {2}, .size = {29, 5},
+     .out = 4, .no_bias = true},
+    {CLNET_OP_CONV2D_JOINED, "from one pixel", S(2, 3, 1, 1), .more = {2}, .size = {3, 5},
+     .out = 1},
+    {CLNET_OP_CONV2D_JOINED, "many channels", S(1, 131, 5, 6), .more = {67}, .size = {10, 12},
+     .out = 67},
     {CLNET_OP_ADD, "plain", S(2, 3, 4, 5)},
     {CLNET_OP_ADD, "more channels than a block", S(1, 35, 3, 2)},
     {CLNET_OP_SCALE_CHANNELS, "plain", S(2, 5, 3, 7)},
@@ -295,6 +306,9 @@ static void verify_output_shape(const verify_case *c, int y[4]) {
         y[2] = c->size[0], y[3] = c->size[1];
     } else if (c->op == CLNET_OP_CONCAT) {
         y[1] += c->more[0] + c->more[1] + c->more[2];
+    } else if (c->op == CLNET_OP_CONV2D_JOINED) {
+        const bool first = y[2] * y[3] >= c->size[0] * c->size[1];
+        y[1] = c->out, y[2] = first ? y[2] : c->size[0], y[3] = first ? y[3] : c->size[1];
     } else if (verify_is_loss(c)) {
         y[0] = y[1] = y[2] = y[3] = 1;
     }
@@ -314,6 +328,10 @@ static verify_problem verify_problem_new(const verify_case *c) {
         for (int i = 0; i < 3; i++) {
             p.count[1 + i] = images * (size_t)c->more[i] * verify_pixels(c);
         }
+    } else if (c->op == CLNET_OP_CONV2D_JOINED) {
+        p.count[1] = images * (size_t)c->more[0] * (size_t)c->size[0] * (size_t)c->size[1];
+        p.count[VERIFY_WEIGHT] = (size_t)c->out * (channels + (size_t)c->more[0]);
+        p.count[VERIFY_BIAS] = c->no_bias ? 0 : (size_t)c->out;
     } else if (c->op == CLNET_OP_CONV2D || c->op == CLNET_OP_LINEAR) {
         const size_t taps =
             c->op == CLNET_OP_LINEAR ? 1 : (size_t)c->kernel[0] * (size_t)c->kernel[1];
@@ -421,9 +439,11 @@ static bool verify_power_of_two(int n) { return (n & (n - 1)) == 0; }
 
 // Ratios at which the coordinates and weights of bilinear interpolation are exact.
 static bool verify_dyadic(const verify_case *c) {
+    const bool down = c->op == CLNET_OP_CONV2D_JOINED && c->size[0] < c->x[2];
     bool yes = !c->align_corners;
     for (int i = 0; i < 2; i++) {
-        yes = yes && c->size[i] % c->x[2 + i] == 0 && verify_power_of_two(c->size[i] / c->x[2 + i]);
+        const int from = down ? c->size[i] : c->x[2 + i], to = down ? c->x[2 + i] : c->size[i];
+        yes = yes && to % from == 0 && verify_power_of_two(to / from);
     }
     return yes;
 }
@@ -438,6 +458,7 @@ static inline bool verify_exact(const verify_case *c) {
     case CLNET_OP_GLOBAL_AVG_POOL:
         return verify_power_of_two(c->x[2] * c->x[3]);
     case CLNET_OP_UPSAMPLE_BILINEAR:
+    case CLNET_OP_CONV2D_JOINED:
         return verify_dyadic(c);
     case CLNET_OP_DROPOUT:
         return c->evaluation || c->value == 0 || c->value == 0.5;

@@ -31,6 +31,9 @@ static void verify_graph_inputs(verify_graph *v) {
     } else if (verify_is_loss(c)) {
         v->target = clnet_input(v->g, "mask", N, 1, H, W);
     }
+    if (c->op == CLNET_OP_CONV2D_JOINED) {
+        v->leaf[1] = clnet_input(v->g, "x1", N, c->more[0], c->size[0], c->size[1]);
+    }
     static const char *const names[] = {"x1", "x2", "x3"};
     for (int i = 0; c->op == CLNET_OP_CONCAT && i < 3 && c->more[i]; i++) {
         v->leaf[1 + i] = clnet_input(v->g, names[i], N, c->more[i], H, W);
@@ -113,6 +116,11 @@ static clnet_tensor *verify_graph_op(verify_graph *v) {
         return clnet_upsample_bilinear(g, x, c->size[0], c->size[1], c->align_corners);
     case CLNET_OP_CONCAT:
         return clnet_concat(g, v->leaf, 1 + !!c->more[0] + !!c->more[1] + !!c->more[2]);
+    case CLNET_OP_CONV2D_JOINED:
+        return clnet_conv2d_joined(g, x, v->leaf[1],
+                                   &(clnet_conv2d_joined_desc){.out_channels = c->out,
+                                                               .no_bias = c->no_bias,
+                                                               .name = "op"});
     case CLNET_OP_ADD:
         return clnet_add(g, x, v->leaf[1]);
     case CLNET_OP_SCALE_CHANNELS:

@@ -399,6 +399,53 @@ static void naive_upsample_bilinear(const verify_problem *p, naive_result *r) {
     }
 }
 
+// All terms of one output value and one input, which is brought to y's size first. Coordinates are
+// floats, so that a weight may be off by a few u times the size of the map, unless they are exact.
+static void naive_joined_at(const verify_problem *p, naive_result *r, int input, int n, int oc,
+                            int oh, int ow) {
+    const verify_case *c = p->c;
+    const int channels[2] = {c->x[1], c->more[0]}, all = channels[0] + channels[1];
+    const int x[4] = {c->x[0], channels[input], input ? c->size[0] : c->x[2],
+                      input ? c->size[1] : c->x[3]};
+    const bool same = x[2] == p->y_shape[2] && x[3] == p->y_shape[3];
+    const double shift = same || verify_dyadic(c) ? 0 : x[2] > x[3] ? x[2] : x[3];
+    const naive_place h = naive_bilinear_place(oh, x[2], p->y_shape[2], false);
+    const naive_place w = naive_bilinear_place(ow, x[3], p->y_shape[3], false);
+    const size_t y = naive_at(p->y_shape, n, oc, oh, ow);
+    for (int ic = 0; ic < channels[input]; ic++) {
+        const size_t k = (size_t)oc * (size_t)all + (size_t)(input ? channels[0] + ic : ic);
+        const double weight = p->leaf[VERIFY_WEIGHT][k];
+        for (int tap = 0; tap < (same ? 1 : 4); tap++) {
+            const int ih = same ? oh : tap / 2 ? h.next : h.from;
+            const int iw = same ? ow : tap % 2 ? w.next : w.from;
+            const double share = same ? 1 : (tap / 2 ? h.t : 1 - h.t) * (tap % 2 ? w.t : 1 - w.t);
+            const size_t i = naive_at(x, n, ic, ih, iw);
+            const double v = p->leaf[input][i], off = NAIVE_U * shift;
+            naive_add(&r->y, y, share * weight * v);
+            naive_add(&r->grad[input], i, share * weight * p->dy[y]);
+            naive_add(&r->grad[VERIFY_WEIGHT], k, share * v * p->dy[y]);
+            r->y.size[y] += off * fabs(weight * v);
+            r->grad[input].size[i] += off * fabs(weight * p->dy[y]);
+            r->grad[VERIFY_WEIGHT].size[k] += off * fabs(v * p->dy[y]);
+        }
+    }
+}
+
+static void naive_conv2d_joined(const verify_problem *p, naive_result *r) {
+    const int *shape = p->y_shape;
+    for (size_t i = 0; i < p->y_count; i++) {
+        const int ow = (int)(i % (size_t)shape[3]), oh = (int)(i / (size_t)shape[3]) % shape[2];
+        const int plane = (int)(i / (size_t)shape[3] / (size_t)shape[2]);
+        const int oc = plane % shape[1], n = plane / shape[1];
+        if (!p->c->no_bias) {
+            naive_add(&r->y, i, p->leaf[VERIFY_BIAS][oc]);
+            naive_add(&r->grad[VERIFY_BIAS], (size_t)oc, p->dy[i]);
+        }
+        naive_joined_at(p, r, 0, n, oc, oh, ow);
+        naive_joined_at(p, r, 1, n, oc, oh, ow);
+    }
+}
+
 static void naive_concat(const verify_problem *p, naive_result *r) {
     size_t before = 0; // values of an image's earlier parts
     const size_t image = p->y_count / (size_t)p->c->x[0];
@@ -644,6 +691,9 @@ static void naive_operation(const verify_problem *p, naive_result *r) {
     case CLNET_OP_CONCAT:
         naive_concat(p, r);
         break;
+    case CLNET_OP_CONV2D_JOINED:
+        naive_conv2d_joined(p, r);
+        break;
     case CLNET_OP_ADD:
         naive_add_all(p, r);
         break;
@@ -716,6 +766,7 @@ static const verify_limit verify_limits[] = {
     {CLNET_OP_GLOBAL_AVG_POOL, 4, 4, 0, 8, 8, 0},
     {CLNET_OP_UPSAMPLE_BILINEAR, 1, 8, 0, 1.5, 16, 0},
     {CLNET_OP_CONCAT, 0, 0, 0, 0, 0, 0},
+    {CLNET_OP_CONV2D_JOINED, 8, 8, 8, 16, 16, 16},
     {CLNET_OP_ADD, 1, 0, 0, 1, 0, 0},
     {CLNET_OP_SCALE_CHANNELS, 1, 8, 0, 2, 16, 0},
     {CLNET_OP_ATTENTION_RESIDUAL, 1, 1, 1, 2, 2, 2},
