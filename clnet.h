@@ -3605,8 +3605,8 @@ static void clnet__winograd_backward_data(const clnet__cpu *cpu, float *dx, cons
 // Backward weight: dw += G' [sum over tiles (B' x B) .* (A dy A')] G, the transpose of forward. Here
 // the tiles are what is summed: at each of the 36 positions, M[c][k] += V[tile][c] * D[tile][k]. The
 // tiles are taken in runs. V and D of a run are made first and shared; then every thread takes some
-// channels through M and adds them to dw, while M is in L2. The cuts depend on the shape alone,
-// batch included.
+// channels through M and adds them to dw, while M is in L2. What is summed in which order depends on
+// the shape alone, batch included; how many output channels a task takes, on the threads as well.
 
 typedef struct clnet__winograd_sum {
     clnet__winograd p; // V, and the blocks of M
@@ -3621,6 +3621,7 @@ static clnet__winograd_sum clnet__winograd_sum_of(const clnet__cpu *cpu,
     clnet__winograd_sum q = {.p = clnet__winograd_forward_of(cpu, s)};
     clnet__winograd *p = &q.p;
     const size_t columns = (size_t)p->kernel.product.columns, rows = (size_t)p->kernel.product.rows;
+    const size_t wanted = 2 * (size_t)cpu->threads;
     clnet__winograd_cut(cpu, p, false);
     const size_t widest =
         p->c_blocks * p->row > p->k_panels * columns ? p->c_blocks * p->row : p->k_panels * columns;
@@ -3631,6 +3632,9 @@ static clnet__winograd_sum clnet__winograd_sum_of(const clnet__cpu *cpu,
     p->v_at = p->room * p->row + CLNET__WINOGRAD_LINE;
     p->v_block = CLNET__WINOGRAD_POSITIONS * p->v_at;
     p->block = clnet__conv2d_min(CLNET__WINOGRAD_BLOCK / 2, p->k_panels * columns);
+    while (p->block > columns && p->c_blocks * clnet__conv2d_parts(p->K, p->block) < wanted) {
+        p->block = clnet__round_up(p->block / 2, columns);
+    }
     p->m_at = clnet__round_up(p->depth, rows) * p->block + CLNET__WINOGRAD_LINE;
     q.d_at = p->room * columns + CLNET__WINOGRAD_LINE;
     q.d_panel = CLNET__WINOGRAD_POSITIONS * q.d_at;
