@@ -663,7 +663,9 @@ static bool is_ending(const char *call) {
     return false;
 }
 
-// What failed is said, the context is dead, and nothing of it is left behind.
+// What failed is said, the context is dead, and nothing of it is left behind. Nothing fails where the
+// life ended before call n: a device that stutters while its speed is measured is measured in fewer
+// calls.
 static void check_death(const shim *s, clnet_context *ctx, bool done, long n, const char *path) {
     static record again;
     const char *name = s->name();
@@ -677,7 +679,7 @@ static void check_death(const shim *s, clnet_context *ctx, bool done, long n, co
               "call %ld, %s, the second time: %s", n, name, clnet_error(ctx));
     }
     clnet_context_destroy(ctx);
-    CHECK(!done || is_ending(name), "call %ld, %s: nothing was said", n, name);
+    CHECK(!done || is_ending(name) || s->calls() < n, "call %ld, %s: nothing was said", n, name);
     CHECK(s->alive() == 0, "call %ld, %s: %ld objects are left", n, name, s->alive());
     CHECK(blocks == 0, "call %ld, %s: %ld blocks of memory are left", n, name, blocks);
     s->fail(-1);
