@@ -1150,38 +1150,38 @@ CLNET_API void clnet_ref_adam(clnet_real *p, clnet_real *m, clnet_real *v, const
 // kernels.cl; (5) rows in the case table of tests/verify_cases.h - the coverage test names an
 // operation that has none.
 
-// X(ENUM, name, cut, reads): how the CPU cuts a node into tasks, what backward reads, and whether the
-// output may be computed again for it (see >>plan).
+// X(ENUM, name, forward, backward, reads): how the CPU cuts the two passes of a node into tasks (see
+// >>cpu), what backward reads, and whether the output may be computed again for it (see >>plan).
 #define CLNET_OPS(X)                                                                               \
-    X(CONV2D, conv2d, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
-    X(LINEAR, linear, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                      \
-    X(BATCH_NORM, batch_norm, WHOLE, CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)                \
-    X(RELU, relu, IMAGES_AND_CHANNELS, CLNET_READS_OUT | CLNET_AGAIN)                              \
-    X(SIGMOID, sigmoid, IMAGES_AND_CHANNELS, CLNET_READS_OUT)                                      \
-    X(SOFTMAX, softmax, IMAGES, CLNET_READS_OUT)                                                   \
-    X(MAX_POOL2D, max_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
-    X(AVG_POOL2D, avg_pool2d, IMAGES_AND_CHANNELS, 0)                                              \
-    X(GLOBAL_AVG_POOL, global_avg_pool, IMAGES_AND_CHANNELS, 0)                                    \
-    X(UPSAMPLE_BILINEAR, upsample_bilinear, WHOLE, CLNET_AGAIN)                                    \
-    X(CONCAT, concat, IMAGES, CLNET_AGAIN)                                                         \
-    X(CONV2D_JOINED, conv2d_joined, WHOLE, CLNET_READS(0) | CLNET_READS(1) | CLNET_READS(2))       \
-    X(ADD, add, IMAGES_AND_CHANNELS, CLNET_AGAIN)                                                  \
-    X(SCALE_CHANNELS, scale_channels, IMAGES_AND_CHANNELS,                                         \
-      CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)                                               \
-    X(ATTENTION_RESIDUAL, attention_residual, WHOLE, CLNET_READS(0) | CLNET_READS(1))              \
-    X(DROPOUT, dropout, WHOLE, 0)                                                                  \
-    X(FLIP, flip, IMAGES, CLNET_READS(1))                                                          \
-    X(FOCAL_LOSS, focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                              \
-    X(MASK_FOCAL_LOSS, mask_focal_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                    \
-    X(DICE_LOSS, dice_loss, WHOLE, CLNET_READS(0) | CLNET_READS(1))                                \
-    X(WEIGHTED_SUM, weighted_sum, WHOLE, 0)
+    X(CONV2D, conv2d, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1))                               \
+    X(LINEAR, linear, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1))                               \
+    X(BATCH_NORM, batch_norm, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)         \
+    X(RELU, relu, ROWS, ROWS, CLNET_READS_OUT | CLNET_AGAIN)                                       \
+    X(SIGMOID, sigmoid, ROWS, ROWS, CLNET_READS_OUT)                                               \
+    X(SOFTMAX, softmax, IMAGES, IMAGES, CLNET_READS_OUT)                                           \
+    X(MAX_POOL2D, max_pool2d, ROWS, WHOLE, 0)                                                      \
+    X(AVG_POOL2D, avg_pool2d, CHANNELS, CHANNELS, 0)                                               \
+    X(GLOBAL_AVG_POOL, global_avg_pool, CHANNELS, ROWS, 0)                                         \
+    X(UPSAMPLE_BILINEAR, upsample_bilinear, ROWS, WHOLE, CLNET_AGAIN)                              \
+    X(CONCAT, concat, ROWS, ROWS, CLNET_AGAIN)                                                     \
+    X(CONV2D_JOINED, conv2d_joined, WHOLE, WHOLE,                                                  \
+      CLNET_READS(0) | CLNET_READS(1) | CLNET_READS(2))                                            \
+    X(ADD, add, ROWS, ROWS, CLNET_AGAIN)                                                           \
+    X(SCALE_CHANNELS, scale_channels, ROWS, WHOLE, CLNET_READS(0) | CLNET_READS(1) | CLNET_AGAIN)  \
+    X(ATTENTION_RESIDUAL, attention_residual, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1))       \
+    X(DROPOUT, dropout, WHOLE, WHOLE, 0)                                                           \
+    X(FLIP, flip, IMAGES, IMAGES, CLNET_READS(1))                                                  \
+    X(FOCAL_LOSS, focal_loss, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1))                       \
+    X(MASK_FOCAL_LOSS, mask_focal_loss, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1))             \
+    X(DICE_LOSS, dice_loss, WHOLE, WHOLE, CLNET_READS(0) | CLNET_READS(1))                         \
+    X(WEIGHTED_SUM, weighted_sum, WHOLE, WHOLE, 0)
 
 #define CLNET_READS(input) (1u << (input)) // the values of that input
 #define CLNET_READS_OUT    (1u << 31)      // the values of the output
 #define CLNET_AGAIN        (1u << 30)      // forward costs little more than reading its inputs
 
 typedef enum clnet_op {
-#define X(ENUM, name, cut, reads) CLNET_OP_##ENUM,
+#define X(ENUM, name, forward, backward, reads) CLNET_OP_##ENUM,
     CLNET_OPS(X)
 #undef X
         CLNET_OP_COUNT
@@ -3989,10 +3989,19 @@ void clnet_random_permutation(int *order, int count, uint64_t seed, uint64_t str
 }
 
 // What every operation's block uses: where the values of a node lie, and the piece of it that one
-// task computes. In all blocks a piece is images n0..n1 and channels c0..c1, and the results do not
-// depend on how a node is cut into pieces.
+// task computes: images n0..n1 and channels c0..c1, and where the list says so only rows r0..r1 of them,
+// counted through all images of what the pass writes. The results do not depend on how a node is cut
+// into pieces.
+typedef enum clnet__cut {
+    CLNET__CUT_WHOLE,
+    CLNET__CUT_IMAGES,
+    CLNET__CUT_CHANNELS, // and images
+    CLNET__CUT_ROWS      // of all images and channels: a run of memory each
+} clnet__cut;
+
 typedef struct clnet__piece {
     int n0, n1, c0, c1;
+    size_t r0, r1;
 } clnet__piece;
 
 static size_t clnet__pixels(const clnet_tensor *t) {
@@ -4031,9 +4040,10 @@ static int clnet__mod(size_t value, int size) { return (int)(value % (size_t)siz
 static clnet_real *clnet__offset(clnet_real *p, size_t n) { return p ? p + n : NULL; }
 
 // An operation on one piece of a node. An operation that the list leaves whole may cut itself: into
-// the pieces of images and channels that the threads share.
+// pieces of `like`, which is the output or has its images and channels.
 typedef void clnet__pass(clnet_graph *g, clnet_node *node, const clnet__piece *piece);
-static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass);
+static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass, clnet__cut cut,
+                             const clnet_tensor *like);
 
 // The sizes of the piece of an operation that keeps the shape of in[0].
 static clnet_sizes clnet__sizes(const clnet_node *node, const clnet__piece *p) {
@@ -4044,6 +4054,22 @@ static clnet_sizes clnet__sizes(const clnet_node *node, const clnet__piece *p) {
                          .W = x->shape[3],
                          .x_stride = x->stride,
                          .y_stride = node->out->stride};
+}
+
+// The same for rows.
+static clnet_sizes clnet__row_sizes(const clnet_node *node, const clnet__piece *p) {
+    const clnet_tensor *x = node->in[0];
+    return (clnet_sizes){.N = 1,
+                         .C = x->shape[1],
+                         .H = (int)(p->r1 - p->r0),
+                         .W = x->shape[3],
+                         .x_stride = x->stride,
+                         .y_stride = node->out->stride};
+}
+
+// The first number of row r of all images.
+static size_t clnet__at_row(const clnet_tensor *t, size_t r) {
+    return r * (size_t)t->shape[3] * t->stride;
 }
 
 // Appends a node, see >>plan.
@@ -4966,7 +4992,8 @@ void clnet_ref_relu_backward(clnet_real *dx, const clnet_real *dy, const clnet_r
             }
         } else {
             for (int c = 0; c < s->C; c++) {
-                dxp[c] += yp[c] <= 0 ? 0 : dyp[c];
+                const clnet_real d = dyp[c]; // read in any case: a condition costs the vectors
+                dxp[c] += yp[c] <= 0 ? 0 : d;
             }
         }
     }
@@ -4974,16 +5001,16 @@ void clnet_ref_relu_backward(clnet_real *dx, const clnet_real *dy, const clnet_r
 
 static void clnet__relu_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
-    const clnet_sizes s = clnet__sizes(node, p);
-    clnet_ref_relu_forward(clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
-                           clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+    const clnet_sizes s = clnet__row_sizes(node, p);
+    clnet_ref_relu_forward(clnet__value(node->out) + clnet__at_row(node->out, p->r0),
+                           clnet__value(node->in[0]) + clnet__at_row(node->in[0], p->r0), &s);
 }
 
 static void clnet__relu_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
-    const clnet_sizes s = clnet__sizes(node, p);
-    const size_t at = clnet__at(node->out, p->n0, p->c0);
-    clnet_ref_relu_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+    const clnet_sizes s = clnet__row_sizes(node, p);
+    const size_t at = clnet__at_row(node->out, p->r0);
+    clnet_ref_relu_backward(clnet__grad(node->in[0]) + clnet__at_row(node->in[0], p->r0),
                             clnet__grad(node->out) + at, clnet__value(node->out) + at, &s);
 }
 
@@ -5032,16 +5059,16 @@ void clnet_ref_sigmoid_backward(clnet_real *dx, const clnet_real *dy, const clne
 
 static void clnet__sigmoid_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
-    const clnet_sizes s = clnet__sizes(node, p);
-    clnet_ref_sigmoid_forward(clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
-                              clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+    const clnet_sizes s = clnet__row_sizes(node, p);
+    clnet_ref_sigmoid_forward(clnet__value(node->out) + clnet__at_row(node->out, p->r0),
+                              clnet__value(node->in[0]) + clnet__at_row(node->in[0], p->r0), &s);
 }
 
 static void clnet__sigmoid_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
-    const clnet_sizes s = clnet__sizes(node, p);
-    const size_t at = clnet__at(node->out, p->n0, p->c0);
-    clnet_ref_sigmoid_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
+    const clnet_sizes s = clnet__row_sizes(node, p);
+    const size_t at = clnet__at_row(node->out, p->r0);
+    clnet_ref_sigmoid_backward(clnet__grad(node->in[0]) + clnet__at_row(node->in[0], p->r0),
                                clnet__grad(node->out) + at, clnet__value(node->out) + at, &s);
 }
 
@@ -5187,10 +5214,11 @@ static void clnet__max_pool2d_pixel(clnet_real *CLNET__RESTRICT y, int32_t *CLNE
     }
 }
 
-void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_real *x,
-                                  const clnet_pool2d_sizes *sizes) {
+// Pixels [first, last) of y.
+static void clnet__max_pool2d_pixels(clnet_real *y, int32_t *argmax, const clnet_real *x,
+                                     const clnet_pool2d_sizes *sizes, size_t first, size_t last) {
     const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
-    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+    for (size_t pixel = first; pixel < last; pixel++) {
         const clnet__span h = clnet__pool2d_span(&s, 0, clnet__mod(pixel / (size_t)s.OW, s.OH));
         const clnet__span w = clnet__pool2d_span(&s, 1, clnet__mod(pixel, s.OW));
         const clnet_real *image =
@@ -5214,10 +5242,16 @@ void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_re
     }
 }
 
-void clnet_ref_max_pool2d_backward(clnet_real *dx, const clnet_real *dy, const int32_t *argmax,
-                                   const clnet_pool2d_sizes *sizes) {
+void clnet_ref_max_pool2d_forward(clnet_real *y, int32_t *argmax, const clnet_real *x,
+                                  const clnet_pool2d_sizes *s) {
+    clnet__max_pool2d_pixels(y, argmax, x, s, 0, clnet__volume(s->N, s->OH, s->OW));
+}
+
+// From pixels [first, last) of dy.
+static void clnet__max_pool2d_scatter(clnet_real *dx, const clnet_real *dy, const int32_t *argmax,
+                                      const clnet_pool2d_sizes *sizes, size_t first, size_t last) {
     const clnet_pool2d_sizes s = clnet__pool2d_defaults(sizes);
-    for (size_t pixel = 0; pixel < clnet__volume(s.N, s.OH, s.OW); pixel++) {
+    for (size_t pixel = first; pixel < last; pixel++) {
         clnet_real *image =
             dx + pixel / (size_t)s.OW / (size_t)s.OH * clnet__volume(1, s.H, s.W) * s.x_stride;
         for (int c = 0; c < s.C; c++) {
@@ -5225,6 +5259,11 @@ void clnet_ref_max_pool2d_backward(clnet_real *dx, const clnet_real *dy, const i
             (image + winner * s.x_stride)[c] += (dy + pixel * s.y_stride)[c];
         }
     }
+}
+
+void clnet_ref_max_pool2d_backward(clnet_real *dx, const clnet_real *dy, const int32_t *argmax,
+                                   const clnet_pool2d_sizes *s) {
+    clnet__max_pool2d_scatter(dx, dy, argmax, s, 0, clnet__volume(s->N, s->OH, s->OW));
 }
 
 // The sizes of the piece of a pooling node.
@@ -5250,19 +5289,38 @@ static clnet_pool2d_sizes clnet__pool2d_sizes(const clnet_node *node, const clne
 static void clnet__max_pool2d_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
     const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
-    const size_t at = clnet__at(node->out, p->n0, p->c0);
-    clnet_ref_max_pool2d_forward(
-        clnet__value(node->out) + at, node->backward ? clnet__integers(node->saved[0]) + at : NULL,
-        clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
+    clnet__max_pool2d_pixels(
+        clnet__value(node->out), node->backward ? clnet__integers(node->saved[0]) : NULL,
+        clnet__value(node->in[0]), &s, p->r0 * (size_t)s.OW, p->r1 * (size_t)s.OW);
 }
 
-static void clnet__max_pool2d_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+static void clnet__max_pool2d_back_channels(clnet_graph *g, clnet_node *node,
+                                            const clnet__piece *p) {
     (void)g;
     const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
     const size_t at = clnet__at(node->out, p->n0, p->c0);
     clnet_ref_max_pool2d_backward(clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
                                   clnet__grad(node->out) + at, clnet__integers(node->saved[0]) + at,
                                   &s);
+}
+
+static void clnet__max_pool2d_back_rows(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_pool2d_sizes s = clnet__pool2d_sizes(node, p);
+    clnet__max_pool2d_scatter(clnet__grad(node->in[0]), clnet__grad(node->out),
+                              clnet__integers(node->saved[0]), &s, p->r0 * (size_t)s.OW,
+                              p->r1 * (size_t)s.OW);
+}
+
+// Rows of dy add to the same rows of dx where windows overlap: then each thread takes channels.
+static void clnet__max_pool2d_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)p;
+    const clnet_pool2d_desc *d = &node->desc.pool2d;
+    if (d->dilation[0] * (d->kernel_size[0] - 1) < d->stride[0]) {
+        clnet__in_pieces(g, node, clnet__max_pool2d_back_rows, CLNET__CUT_ROWS, node->out);
+    } else {
+        clnet__in_pieces(g, node, clnet__max_pool2d_back_channels, CLNET__CUT_CHANNELS, node->out);
+    }
 }
 
 // Checks a pooling desc, fills in the defaults and appends the node with its output.
@@ -5420,17 +5478,23 @@ void clnet_ref_global_avg_pool_forward(clnet_real *y, const clnet_real *x, const
     }
 }
 
-void clnet_ref_global_avg_pool_backward(clnet_real *dx, const clnet_real *dy,
-                                        const clnet_sizes *s) {
+// Pixels [first, last) of dx.
+static void clnet__global_avg_pool_pixels(clnet_real *dx, const clnet_real *dy,
+                                          const clnet_sizes *s, size_t first, size_t last) {
     const size_t pixels = clnet__volume(1, s->H, s->W);
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
                  ys = clnet__or_size(s->y_stride, (size_t)s->C);
-    for (size_t i = 0; i < (size_t)s->N * pixels; i++) {
+    for (size_t i = first; i < last; i++) {
         const clnet_real *dyp = dy + i / pixels * ys;
         for (int c = 0; c < s->C; c++) {
             (dx + i * xs)[c] += dyp[c] / (clnet_real)pixels;
         }
     }
+}
+
+void clnet_ref_global_avg_pool_backward(clnet_real *dx, const clnet_real *dy,
+                                        const clnet_sizes *s) {
+    clnet__global_avg_pool_pixels(dx, dy, s, 0, clnet__volume(s->N, s->H, s->W));
 }
 
 static void clnet__global_avg_pool_forward(clnet_graph *g, clnet_node *node,
@@ -5446,9 +5510,8 @@ static void clnet__global_avg_pool_backward(clnet_graph *g, clnet_node *node,
                                             const clnet__piece *p) {
     (void)g;
     const clnet_sizes s = clnet__sizes(node, p);
-    clnet_ref_global_avg_pool_backward(
-        clnet__grad(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0),
-        clnet__grad(node->out) + clnet__at(node->out, p->n0, p->c0), &s);
+    clnet__global_avg_pool_pixels(clnet__grad(node->in[0]), clnet__grad(node->out), &s,
+                                  p->r0 * (size_t)s.W, p->r1 * (size_t)s.W);
 }
 
 clnet_tensor *clnet_global_avg_pool(clnet_graph *g, clnet_tensor *x) {
@@ -5483,13 +5546,14 @@ static clnet__tap clnet__upsample_tap(int o, int size, clnet_real scale, bool al
     return (clnet__tap){low, clnet__min(low + 1, size - 1), 1 - weight, weight};
 }
 
-void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
-                                         const clnet_upsample_sizes *s) {
+// Rows [first, last) of y, of all images.
+static void clnet__upsample_rows(clnet_real *y, const clnet_real *x, const clnet_upsample_sizes *s,
+                                 size_t first, size_t last) {
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
                  ys = clnet__or_size(s->y_stride, (size_t)s->C);
     const clnet_real scale_h = clnet__upsample_scale(s->H, s->OH, s->align_corners);
     const clnet_real scale_w = clnet__upsample_scale(s->W, s->OW, s->align_corners);
-    for (size_t row = 0; row < clnet__volume(1, s->N, s->OH); row++) {
+    for (size_t row = first; row < last; row++) {
         const clnet__tap h =
             clnet__upsample_tap(clnet__mod(row, s->OH), s->H, scale_h, s->align_corners);
         const int n = (int)(row / (size_t)s->OH);
@@ -5506,6 +5570,11 @@ void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
             }
         }
     }
+}
+
+void clnet_ref_upsample_bilinear_forward(clnet_real *y, const clnet_real *x,
+                                         const clnet_upsample_sizes *s) {
+    clnet__upsample_rows(y, x, s, 0, clnet__volume(1, s->N, s->OH));
 }
 
 // A range of outputs that holds all that read input i: those with r in (i - 1, i + 1), and one more
@@ -5562,10 +5631,10 @@ void clnet_ref_upsample_bilinear_backward(clnet_real *dx, const clnet_real *dy,
     }
 }
 
-static clnet_upsample_sizes clnet__upsample_sizes(const clnet_node *node, const clnet__piece *p) {
+static clnet_upsample_sizes clnet__upsample_sizes(const clnet_node *node) {
     const clnet_tensor *x = node->in[0], *y = node->out;
-    return (clnet_upsample_sizes){.N = p->n1 - p->n0,
-                                  .C = p->c1 - p->c0,
+    return (clnet_upsample_sizes){.N = x->shape[0],
+                                  .C = x->shape[1],
                                   .H = x->shape[2],
                                   .W = x->shape[3],
                                   .OH = y->shape[2],
@@ -5575,18 +5644,11 @@ static clnet_upsample_sizes clnet__upsample_sizes(const clnet_node *node, const 
                                   .y_stride = y->stride};
 }
 
-static void clnet__upsample_values(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
-    (void)g;
-    const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
-    clnet_ref_upsample_bilinear_forward(
-        clnet__value(node->out) + clnet__at(node->out, p->n0, p->c0),
-        clnet__value(node->in[0]) + clnet__at(node->in[0], p->n0, p->c0), &s);
-}
-
 static void clnet__upsample_bilinear_forward(clnet_graph *g, clnet_node *node,
                                              const clnet__piece *p) {
-    (void)p;
-    clnet__in_pieces(g, node, clnet__upsample_values);
+    (void)g;
+    const clnet_upsample_sizes s = clnet__upsample_sizes(node);
+    clnet__upsample_rows(clnet__value(node->out), clnet__value(node->in[0]), &s, p->r0, p->r1);
 }
 
 // Backward, an axis at a time: a task is a row of dx, for which the rows of dy that read it are summed
@@ -5679,7 +5741,8 @@ static void clnet__upsample_back(const clnet__cpu *cpu, clnet_real *dx, const cl
 
 static void clnet__upsample_bilinear_backward(clnet_graph *g, clnet_node *node,
                                               const clnet__piece *p) {
-    const clnet_upsample_sizes s = clnet__upsample_sizes(node, p);
+    (void)p;
+    const clnet_upsample_sizes s = clnet__upsample_sizes(node);
     clnet__upsample_back(clnet__cpu_of(g), clnet__grad(node->in[0]), clnet__grad(node->out), &s,
                          clnet__workspace(g));
 }
@@ -5726,15 +5789,15 @@ static void clnet__concat_forward(clnet_graph *g, clnet_node *node, const clnet_
     (void)g;
     for (int i = 0, first = 0; i < node->inputs; first += node->in[i++]->shape[1]) {
         const clnet_tensor *x = node->in[i], *y = node->out;
-        const clnet_sizes s = {.N = p->n1 - p->n0,
+        const clnet_sizes s = {.N = 1,
                                .C = x->shape[1],
-                               .H = x->shape[2],
+                               .H = (int)(p->r1 - p->r0),
                                .W = x->shape[3],
                                .x_stride = x->stride,
                                .y_stride = y->stride};
         if (x->inside != y) {
-            clnet_ref_copy(clnet__value(y) + clnet__at(y, p->n0, first),
-                           clnet__value(x) + clnet__at(x, p->n0, 0), false, &s);
+            clnet_ref_copy(clnet__value(y) + clnet__at_row(y, p->r0) + first,
+                           clnet__value(x) + clnet__at_row(x, p->r0), false, &s);
         }
     }
 }
@@ -5743,15 +5806,15 @@ static void clnet__concat_backward(clnet_graph *g, clnet_node *node, const clnet
     (void)g;
     for (int i = 0, first = 0; i < node->inputs; first += node->in[i++]->shape[1]) {
         const clnet_tensor *x = node->in[i], *y = node->out;
-        const clnet_sizes s = {.N = p->n1 - p->n0,
+        const clnet_sizes s = {.N = 1,
                                .C = x->shape[1],
-                               .H = x->shape[2],
+                               .H = (int)(p->r1 - p->r0),
                                .W = x->shape[3],
                                .x_stride = y->stride,
                                .y_stride = x->stride};
         if (clnet__grad(x) && x->inside != y) {
-            clnet_ref_copy(clnet__grad(x) + clnet__at(x, p->n0, 0),
-                           clnet__grad(y) + clnet__at(y, p->n0, first), true, &s);
+            clnet_ref_copy(clnet__grad(x) + clnet__at_row(x, p->r0),
+                           clnet__grad(y) + clnet__at_row(y, p->r0) + first, true, &s);
         }
     }
 }
@@ -5832,10 +5895,10 @@ static clnet__joined clnet__joined_of(const clnet_node *node) {
 }
 
 // Of channels [c0, c1).
-static clnet_upsample_sizes clnet__joined_upsampling(const clnet_node *node, const clnet__joined *j,
-                                                     int c0, int c1) {
+static clnet_upsample_sizes clnet__joined_upsampling(const clnet_node *node,
+                                                     const clnet__joined *j) {
     return (clnet_upsample_sizes){.N = j->coarse->shape[0],
-                                  .C = c1 - c0,
+                                  .C = node->out->shape[1],
                                   .H = j->coarse->shape[2],
                                   .W = j->coarse->shape[3],
                                   .OH = node->out->shape[2],
@@ -5847,12 +5910,8 @@ static clnet_upsample_sizes clnet__joined_upsampling(const clnet_node *node, con
 // A piece of y = U(sums).
 static void clnet__joined_up(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     const clnet__joined j = clnet__joined_of(node);
-    clnet_upsample_sizes s = clnet__joined_upsampling(node, &j, p->c0, p->c1);
-    const size_t first = (size_t)p->n0 * clnet__pixels(j.coarse) * s.x_stride + (size_t)p->c0;
-    s.N = p->n1 - p->n0;
-    clnet_ref_upsample_bilinear_forward(clnet__value(node->out) +
-                                            clnet__at(node->out, p->n0, p->c0),
-                                        (const clnet_real *)clnet__workspace(g) + first, &s);
+    const clnet_upsample_sizes s = clnet__joined_upsampling(node, &j);
+    clnet__upsample_rows(clnet__value(node->out), clnet__workspace(g), &s, p->r0, p->r1);
 }
 
 static void clnet__conv2d_joined_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
@@ -5869,7 +5928,7 @@ static void clnet__conv2d_joined_forward(clnet_graph *g, clnet_node *node, const
     if (!cpu->reference) {
         clnet__epilogue e;
         clnet__conv2d_fast_forward(cpu, sums, c, wc, b, &j.coarse_sizes, NULL, rest);
-        clnet__in_pieces(g, node, clnet__joined_up);
+        clnet__in_pieces(g, node, clnet__joined_up, CLNET__CUT_ROWS, node->out);
         clnet__conv2d_fast_add(cpu, y, f, wf, &j.fine_sizes, clnet__conv2d_epilogue(g, node, &e),
                                rest);
         return;
@@ -5883,7 +5942,7 @@ static void clnet__conv2d_joined_forward(clnet_graph *g, clnet_node *node, const
                                .y_stride = node->out->stride};
     clnet_ref_conv2d_forward(sums, c, wc, b, &j.coarse_sizes);
     clnet_ref_conv2d_forward(rest, f, wf, NULL, &j.fine_sizes);
-    clnet__in_pieces(g, node, clnet__joined_up);
+    clnet__in_pieces(g, node, clnet__joined_up, CLNET__CUT_ROWS, node->out);
     clnet_ref_copy(y, rest, true, &whole);
 }
 
@@ -5893,7 +5952,7 @@ static void clnet__conv2d_joined_backward(clnet_graph *g, clnet_node *node, cons
     clnet_real *t = clnet__workspace(g), *dw = clnet__grad(node->in[2]);
     void *rest = (char *)clnet__workspace(g) + j.sums;
     const clnet_real *w = clnet__value(node->in[2]), *dy = clnet__grad(node->out);
-    const clnet_upsample_sizes s = clnet__joined_upsampling(node, &j, 0, node->out->shape[1]);
+    const clnet_upsample_sizes s = clnet__joined_upsampling(node, &j);
     memset(t, 0, j.sums);
     clnet__upsample_back(clnet__cpu_of(g), t, dy, &s, rest);
     clnet__convolve_back(g, clnet__grad(j.coarse), dw ? dw + j.coarse_weights : NULL, NULL, t,
@@ -5974,25 +6033,25 @@ void clnet_ref_add_forward(clnet_real *y, const clnet_real *a, const clnet_real 
 static void clnet__add_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
     const clnet_tensor *a = node->in[0], *b = node->in[1], *y = node->out;
-    const clnet_sizes s = clnet__sizes(node, p);
-    clnet_ref_add_forward(clnet__value(y) + clnet__at(y, p->n0, p->c0),
-                          clnet__value(a) + clnet__at(a, p->n0, p->c0),
-                          clnet__value(b) + clnet__at(b, p->n0, p->c0), &s, b->stride);
+    const clnet_sizes s = clnet__row_sizes(node, p);
+    clnet_ref_add_forward(clnet__value(y) + clnet__at_row(y, p->r0),
+                          clnet__value(a) + clnet__at_row(a, p->r0),
+                          clnet__value(b) + clnet__at_row(b, p->r0), &s, b->stride);
 }
 
 static void clnet__add_backward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
     for (int i = 0; i < 2; i++) {
         const clnet_tensor *x = node->in[i], *y = node->out;
-        const clnet_sizes s = {.N = p->n1 - p->n0,
-                               .C = p->c1 - p->c0,
-                               .H = x->shape[2],
+        const clnet_sizes s = {.N = 1,
+                               .C = x->shape[1],
+                               .H = (int)(p->r1 - p->r0),
                                .W = x->shape[3],
                                .x_stride = y->stride,
                                .y_stride = x->stride};
         if (clnet__grad(x)) {
-            clnet_ref_copy(clnet__grad(x) + clnet__at(x, p->n0, p->c0),
-                           clnet__grad(y) + clnet__at(y, p->n0, p->c0), true, &s);
+            clnet_ref_copy(clnet__grad(x) + clnet__at_row(x, p->r0),
+                           clnet__grad(y) + clnet__at_row(y, p->r0), true, &s);
         }
     }
 }
@@ -6014,34 +6073,41 @@ clnet_tensor *clnet_add(clnet_graph *g, clnet_tensor *a, clnet_tensor *b) {
 // >>scale_channels
 // y[n,c,h,w] = x[n,c,h,w] gate[n,c]; backward: dx += dy gate; dgate[n,c] += sum over h,w of dy x.
 
-void clnet_ref_scale_channels_forward(clnet_real *y, const clnet_real *x, const clnet_real *gate,
-                                      size_t gate_stride, const clnet_sizes *s) {
+// Pixels [first, last): y = x gate, or with `add` y += x gate.
+static void clnet__scale_pixels(clnet_real *y, const clnet_real *x, const clnet_real *gate,
+                                size_t gate_stride, bool add, const clnet_sizes *s, size_t first,
+                                size_t last) {
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
                  ys = clnet__or_size(s->y_stride, (size_t)s->C);
     const size_t pixels = clnet__volume(1, s->H, s->W),
                  gs = clnet__or_size(gate_stride, (size_t)s->C);
-    for (size_t i = 0; i < (size_t)s->N * pixels; i++) {
-        const clnet_real *gp = gate + i / pixels * gs;
-        for (int c = 0; c < s->C; c++) {
-            (y + i * ys)[c] = (x + i * xs)[c] * gp[c];
+    for (size_t i = first; i < last; i++) {
+        clnet_real *CLNET__RESTRICT yp = y + i * ys;
+        const clnet_real *xp = x + i * xs, *gp = gate + i / pixels * gs;
+        if (add) {
+            for (int c = 0; c < s->C; c++) {
+                yp[c] += xp[c] * gp[c];
+            }
+        } else {
+            for (int c = 0; c < s->C; c++) {
+                yp[c] = xp[c] * gp[c];
+            }
         }
     }
 }
 
-void clnet_ref_scale_channels_backward(clnet_real *dx, clnet_real *dgate, const clnet_real *dy,
-                                       const clnet_real *x, const clnet_real *gate,
-                                       size_t gate_stride, const clnet_sizes *s) {
+void clnet_ref_scale_channels_forward(clnet_real *y, const clnet_real *x, const clnet_real *gate,
+                                      size_t gate_stride, const clnet_sizes *s) {
+    clnet__scale_pixels(y, x, gate, gate_stride, false, s, 0, clnet__volume(s->N, s->H, s->W));
+}
+
+static void clnet__scale_gates(clnet_real *dgate, const clnet_real *dy, const clnet_real *x,
+                               size_t gate_stride, const clnet_sizes *s) {
     const size_t xs = clnet__or_size(s->x_stride, (size_t)s->C),
                  ys = clnet__or_size(s->y_stride, (size_t)s->C);
     const size_t pixels = clnet__volume(1, s->H, s->W),
                  gs = clnet__or_size(gate_stride, (size_t)s->C);
-    for (size_t i = 0; dx && i < (size_t)s->N * pixels; i++) {
-        const clnet_real *gp = gate + i / pixels * gs;
-        for (int c = 0; c < s->C; c++) {
-            (dx + i * xs)[c] += (dy + i * ys)[c] * gp[c];
-        }
-    }
-    for (int n = 0; dgate && n < s->N; n++) {
+    for (int n = 0; n < s->N; n++) {
         for (int c0 = 0; c0 < s->C; c0 += CLNET__CHANNEL_BLOCK) {
             const int count = clnet__min(s->C - c0, CLNET__CHANNEL_BLOCK);
             double sum[CLNET__CHANNEL_BLOCK] = {0};
@@ -6057,25 +6123,58 @@ void clnet_ref_scale_channels_backward(clnet_real *dx, clnet_real *dgate, const 
     }
 }
 
+void clnet_ref_scale_channels_backward(clnet_real *dx, clnet_real *dgate, const clnet_real *dy,
+                                       const clnet_real *x, const clnet_real *gate,
+                                       size_t gate_stride, const clnet_sizes *s) {
+    if (dx) {
+        const clnet_sizes back = {s->N, s->C, s->H, s->W, s->y_stride, s->x_stride};
+        clnet__scale_pixels(dx, dy, gate, gate_stride, true, &back, 0,
+                            clnet__volume(s->N, s->H, s->W));
+    }
+    if (dgate) {
+        clnet__scale_gates(dgate, dy, x, gate_stride, s);
+    }
+}
+
 static void clnet__scale_channels_forward(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
     (void)g;
     const clnet_tensor *x = node->in[0], *gate = node->in[1], *y = node->out;
     const clnet_sizes s = clnet__sizes(node, p);
-    clnet_ref_scale_channels_forward(
-        clnet__value(y) + clnet__at(y, p->n0, p->c0), clnet__value(x) + clnet__at(x, p->n0, p->c0),
-        clnet__value(gate) + clnet__at(gate, p->n0, p->c0), gate->stride, &s);
+    clnet__scale_pixels(clnet__value(y), clnet__value(x), clnet__value(gate), gate->stride, false,
+                        &s, p->r0 * (size_t)s.W, p->r1 * (size_t)s.W);
+}
+
+static void clnet__scale_back(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_tensor *x = node->in[0], *gate = node->in[1], *y = node->out;
+    const clnet_sizes s = {.N = x->shape[0],
+                           .C = x->shape[1],
+                           .H = x->shape[2],
+                           .W = x->shape[3],
+                           .x_stride = y->stride,
+                           .y_stride = x->stride};
+    clnet__scale_pixels(clnet__grad(x), clnet__grad(y), clnet__value(gate), gate->stride, true, &s,
+                        p->r0 * (size_t)s.W, p->r1 * (size_t)s.W);
+}
+
+static void clnet__scale_back_gates(clnet_graph *g, clnet_node *node, const clnet__piece *p) {
+    (void)g;
+    const clnet_tensor *x = node->in[0], *gate = node->in[1], *y = node->out;
+    const clnet_sizes s = clnet__sizes(node, p);
+    clnet__scale_gates(clnet__grad(gate) + clnet__at(gate, p->n0, p->c0),
+                       clnet__grad(y) + clnet__at(y, p->n0, p->c0),
+                       clnet__value(x) + clnet__at(x, p->n0, p->c0), gate->stride, &s);
 }
 
 static void clnet__scale_channels_backward(clnet_graph *g, clnet_node *node,
                                            const clnet__piece *p) {
-    (void)g;
-    const clnet_tensor *x = node->in[0], *gate = node->in[1], *y = node->out;
-    const clnet_sizes s = clnet__sizes(node, p);
-    const size_t at_x = clnet__at(x, p->n0, p->c0), at_gate = clnet__at(gate, p->n0, p->c0);
-    clnet_ref_scale_channels_backward(
-        clnet__offset(clnet__grad(x), at_x), clnet__offset(clnet__grad(gate), at_gate),
-        clnet__grad(y) + clnet__at(y, p->n0, p->c0), clnet__value(x) + at_x,
-        clnet__value(gate) + at_gate, gate->stride, &s);
+    (void)p;
+    if (clnet__grad(node->in[0])) {
+        clnet__in_pieces(g, node, clnet__scale_back, CLNET__CUT_ROWS, node->out);
+    }
+    if (clnet__grad(node->in[1])) {
+        clnet__in_pieces(g, node, clnet__scale_back_gates, CLNET__CUT_CHANNELS, node->out);
+    }
 }
 
 clnet_tensor *clnet_scale_channels(clnet_graph *g, clnet_tensor *x, clnet_tensor *gate) {
@@ -6254,12 +6353,12 @@ static void clnet__attention_residual_slopes(clnet_graph *g, clnet_node *node,
 static void clnet__attention_residual_forward(clnet_graph *g, clnet_node *node,
                                               const clnet__piece *p) {
     (void)p;
-    clnet__in_pieces(g, node, clnet__attention_residual_values);
+    clnet__in_pieces(g, node, clnet__attention_residual_values, CLNET__CUT_CHANNELS, node->out);
 }
 
 static void clnet__attention_residual_backward(clnet_graph *g, clnet_node *node,
                                                const clnet__piece *p) {
-    clnet__in_pieces(g, node, clnet__attention_residual_slopes);
+    clnet__in_pieces(g, node, clnet__attention_residual_slopes, CLNET__CUT_CHANNELS, node->out);
     if (clnet__grad(node->in[2])) {
         const clnet_real *dot = clnet__value(node->saved[2]);
         double sum = 0;
@@ -7045,7 +7144,7 @@ static clnet_node *clnet__node(clnet_graph *g, clnet_op op, clnet_tensor *const 
 
 static const char *clnet__op_name(clnet_op op) {
     static const char *const names[] = {
-#define X(ENUM, name, cut, reads) #name,
+#define X(ENUM, name, forward, backward, reads) #name,
         CLNET_OPS(X)
 #undef X
     };
@@ -7109,7 +7208,7 @@ clnet_tensor *clnet_tensor_require_grad(clnet_tensor *t) {
 // What backward of an operation reads, as bits.
 static unsigned clnet__reads(clnet_op op) {
     static const unsigned reads[] = {
-#define X(ENUM, name, cut, bits) bits,
+#define X(ENUM, name, forward, backward, bits) bits,
         CLNET_OPS(X)
 #undef X
     };
@@ -8309,23 +8408,20 @@ double clnet_tensor_item(clnet_tensor *t) {
 }
 
 // >>cpu
-// The CPU's backend: nodes are cut into pieces of images and channels, each of which one thread
-// computes with the plain loops; convolutions, linear layers and attention cut themselves.
-
-typedef enum clnet__cut {
-    CLNET__CUT_WHOLE,
-    CLNET__CUT_IMAGES,
-    CLNET__CUT_IMAGES_AND_CHANNELS
-} clnet__cut;
+// The CPU's backend: nodes are cut into pieces of images, of images and channels, or of rows, each of
+// which one thread computes with the plain loops; convolutions, linear layers and some more cut
+// themselves. Rows are runs of memory, of which channels are but every so many cache lines: what sums
+// over an image is cut by channels, the rest by rows.
 
 typedef struct clnet__cpu_op {
-    clnet__pass *forward, *backward;
-    clnet__cut cut;
+    clnet__pass *pass[2]; // forward, backward
+    clnet__cut cut[2];
 } clnet__cpu_op;
 
 static const clnet__cpu_op clnet__cpu_ops[] = {
-#define X(ENUM, name, cut, reads)                                                                  \
-    {clnet__##name##_forward, clnet__##name##_backward, CLNET__CUT_##cut},
+#define X(ENUM, name, forward, backward, reads)                                                    \
+    {{clnet__##name##_forward, clnet__##name##_backward},                                          \
+     {CLNET__CUT_##forward, CLNET__CUT_##backward}},
     CLNET_OPS(X)
 #undef X
 };
@@ -8334,44 +8430,59 @@ typedef struct clnet__cpu_job {
     clnet_graph *g;
     clnet_node *node;
     clnet__pass *pass;
-    int images, image_cuts, channels, channel_cuts;
+    int images, channels;
+    size_t rows, image_cuts, channel_cuts, row_cuts;
 } clnet__cpu_job;
+
+// Where part `i` of `parts` begins.
+static size_t clnet__begin(size_t size, size_t i, size_t parts) {
+    return size / parts * i + size % parts * i / parts;
+}
 
 static void clnet__cpu_task(void *arg, size_t index, int worker) {
     const clnet__cpu_job *job = arg;
     (void)worker;
-    const int i = (int)(index / (size_t)job->channel_cuts),
-              k = (int)(index % (size_t)job->channel_cuts);
+    const size_t r = index % job->row_cuts, k = index / job->row_cuts % job->channel_cuts,
+                 i = index / job->row_cuts / job->channel_cuts;
     // Blocks of whole cache lines: 16 channels.
-    const int lines = (job->channels + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
+    const size_t lines = ((size_t)job->channels + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
     const clnet__piece piece = {
-        .n0 = (int)((int64_t)job->images * i / job->image_cuts),
-        .n1 = (int)((int64_t)job->images * (i + 1) / job->image_cuts),
-        .c0 = (int)((int64_t)lines * k / job->channel_cuts) * CLNET__CHANNEL_BLOCK,
-        .c1 = clnet__min(job->channels, (int)((int64_t)lines * (k + 1) / job->channel_cuts) *
-                                            CLNET__CHANNEL_BLOCK)};
+        .n0 = (int)clnet__begin((size_t)job->images, i, job->image_cuts),
+        .n1 = (int)clnet__begin((size_t)job->images, i + 1, job->image_cuts),
+        .c0 = (int)clnet__begin(lines, k, job->channel_cuts) * CLNET__CHANNEL_BLOCK,
+        .c1 = clnet__min(job->channels,
+                         (int)clnet__begin(lines, k + 1, job->channel_cuts) * CLNET__CHANNEL_BLOCK),
+        .r0 = clnet__begin(job->rows, r, job->row_cuts),
+        .r1 = clnet__begin(job->rows, r + 1, job->row_cuts)};
     job->pass(job->g, job->node, &piece);
 }
 
-static clnet_result clnet__cpu_run(clnet_graph *g, clnet_node *node, clnet__pass *pass,
-                                   clnet__cut cut) {
+static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass, clnet__cut cut,
+                             const clnet_tensor *like) {
     const clnet__cpu *cpu = &g->ctx->cpu;
-    const int N = node->out->shape[0], C = node->out->shape[1];
-    clnet__cpu_job job = {g, node, pass, N, 1, C, 1};
-    if (cut == CLNET__CUT_IMAGES || cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
+    const size_t wanted = 2 * (size_t)cpu->threads, N = (size_t)like->shape[0];
+    clnet__cpu_job job = {.g = g,
+                          .node = node,
+                          .pass = pass,
+                          .images = like->shape[0],
+                          .channels = like->shape[1],
+                          .rows = N * (size_t)like->shape[2],
+                          .image_cuts = 1,
+                          .channel_cuts = 1,
+                          .row_cuts = 1};
+    if (cut == CLNET__CUT_IMAGES || cut == CLNET__CUT_CHANNELS) {
         job.image_cuts = N;
     }
-    if (cut == CLNET__CUT_IMAGES_AND_CHANNELS) {
-        const int lines = (C + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
-        job.channel_cuts =
-            clnet__min(lines, (2 * cpu->threads + job.image_cuts - 1) / job.image_cuts);
+    if (cut == CLNET__CUT_CHANNELS) {
+        const size_t lines =
+            ((size_t)job.channels + CLNET__CHANNEL_BLOCK - 1) / CLNET__CHANNEL_BLOCK;
+        const size_t share = (wanted + N - 1) / N;
+        job.channel_cuts = share < lines ? share : lines;
     }
-    clnet__parallel(cpu, (size_t)job.image_cuts * (size_t)job.channel_cuts, clnet__cpu_task, &job);
-    return CLNET_OK;
-}
-
-static void clnet__in_pieces(clnet_graph *g, clnet_node *node, clnet__pass *pass) {
-    clnet__cpu_run(g, node, pass, CLNET__CUT_IMAGES_AND_CHANNELS);
+    if (cut == CLNET__CUT_ROWS) {
+        job.row_cuts = wanted < job.rows ? wanted : job.rows;
+    }
+    clnet__parallel(cpu, job.image_cuts * job.channel_cuts * job.row_cuts, clnet__cpu_task, &job);
 }
 
 // One pass of a node, measured where a profile is wanted.
@@ -8379,7 +8490,8 @@ static clnet_result clnet__cpu_pass(clnet_graph *g, clnet_node *node, bool backw
     const clnet__cpu_op *op = &clnet__cpu_ops[node->op];
     clnet_profile_row *rows = g->ctx->backend.rows;
     const double start = rows ? CLNET_CLOCK() : 0;
-    clnet__cpu_run(g, node, backward ? op->backward : op->forward, op->cut);
+    clnet__in_pieces(g, node, op->pass[backward], op->cut[backward],
+                     backward && op->cut[true] == CLNET__CUT_ROWS ? node->in[0] : node->out);
     if (rows) {
         clnet__profile_add(&rows[2 * (int)node->op + backward], CLNET_CLOCK() - start,
                            clnet__pass_macs(g, node, backward), clnet__traffic(node, backward));

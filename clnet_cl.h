@@ -2461,7 +2461,7 @@ typedef struct clnet__cl_op {
 } clnet__cl_op;
 
 static const clnet__cl_op clnet__cl_ops[] = {
-#define X(ENUM, name, cut, reads) {clnet__cl_##name##_forward, clnet__cl_##name##_backward},
+#define X(ENUM, name, forward, backward, reads) {clnet__cl_##name##_forward, clnet__cl_##name##_backward},
     CLNET_OPS(X)
 #undef X
 };

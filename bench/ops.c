@@ -111,7 +111,7 @@ static double bytes_of(const clnet_tensor *t) {
 // Which values backward reads, from the library's own list.
 static unsigned reads_of(clnet_op op) {
     static const unsigned reads[] = {
-#define X(ENUM, name, cut, reads) reads,
+#define X(ENUM, name, forward, backward, reads) reads,
         CLNET_OPS(X)
 #undef X
     };

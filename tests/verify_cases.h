@@ -476,7 +476,7 @@ static inline bool verify_exact(const verify_case *c) {
 // "conv2d", with what sets the limits of a case apart.
 static const char *verify_row_name(const verify_case *c) {
     static const char *const names[] = {
-#define X(ENUM, name, cut, reads) #name,
+#define X(ENUM, name, forward, backward, reads) #name,
         CLNET_OPS(X)
 #undef X
     };

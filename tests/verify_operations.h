@@ -247,7 +247,7 @@ static void verify_operations(const verify_path *path, const char *only, uint64_
 // An operation of the list without a case is a failure of its own.
 static void verify_coverage(void) {
     static const char *const names[] = {
-#define X(ENUM, name, cut, reads) #name,
+#define X(ENUM, name, forward, backward, reads) #name,
         CLNET_OPS(X)
 #undef X
     };
